@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chexpert_hf import DISCLAIMER
-from chexpert_hf.app.page.reading import ExpiredError, bytes_of, encode, read, shown_image
+from chexpert_hf.app.page.reading import bytes_of, encode, read, shown_image
+from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.errors import InputError, NotANumberError
 from chexpert_hf.folders.score_table import CsvLines, readable
 from chexpert_hf.folders.scoring import FileResult
@@ -74,10 +75,10 @@ def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Listed
 
     Raises:
         InputError: If there are more than `MAX_FILES`, or none.
-        ExpiredError: If an upload has been deleted.
+        RadiographError: If an upload has been deleted.
     """
     if not all(path.exists() for _, path in uploads):
-        raise ExpiredError
+        raise RadiographError(EXPIRED)
     items = [
         ListedFile(file, name=f"{name}/{file.name}" if isinstance(file, ArchiveMember) and file.name else name)
         for name, path in uploads

@@ -5,7 +5,7 @@ A line break in a template is dropped between tags or blocks, and becomes a spac
 
 import base64
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -30,11 +30,6 @@ def asset(name: str) -> str:
     return (_HERE / "assets" / name).read_text(encoding="utf-8")
 
 
-def clinical_order(observations: Iterable[str]) -> list[str]:
-    """Return observations in the order of CheXpert's files; others come last, in the order given."""
-    return CHEXPERT.in_order(observations)
-
-
 def _source_of(name: str) -> str:
     source = (_HERE / "templates" / name).read_text(encoding="utf-8").strip()
     return re.sub(r"\s*\n\s*", " ", re.sub(r"(?<=[>}])\s*\n\s*(?=[<{])", "", source))
@@ -52,7 +47,7 @@ _ENVIRONMENT.globals |= {
     "FEW_STUDIES": FEW_STUDIES,
     "OBSERVATIONS": CHEXPERT.names,
     "by_probability": by_probability,
-    "clinical_order": clinical_order,
+    "clinical_order": CHEXPERT.in_order,
     "data_url": data_url,
     "version": __version__,
 }
@@ -63,17 +58,12 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_ENVIRONMENT.get_template(template).render(values))
 
 
-def error_html(*reasons: str, is_of_file: bool = False, can_score: bool = False) -> Markup:
-    """Return an error message as HTML that screen readers announce, with a button to score anyway if `can_score`.
+def message_html(*reasons: str, note: str = "", is_of_file: bool = False, can_score: bool = False) -> Markup:
+    """Return a note, and an error message with the reasons, as HTML that screen readers announce; empty without either.
 
-    The browser puts the name of the file before it if `is_of_file`.
+    The browser puts the name of the file before the error if `is_of_file`; `can_score` adds a button to score anyway.
     """
-    return render("error.html", reasons=reasons, is_of_file=is_of_file, can_score=can_score)
-
-
-def note_html(note: str) -> Markup:
-    """Return a note as HTML that screen readers announce; empty without text."""
-    return Markup('<div role="status"><ul class="notes"><li>{}</li></ul></div>').format(note) if note else Markup()
+    return render("message.html", reasons=reasons, note=note, is_of_file=is_of_file, can_score=can_score)
 
 
 def delivery_html(content: bytes, name: str, media_type: str) -> Markup:

@@ -13,9 +13,10 @@ from uuid import uuid4
 import gradio as gr
 
 from chexpert_hf.app.page.batch import ListedFile, csv_of, parquet_of, score_items, write_overlays
-from chexpert_hf.app.page.html import asset, clinical_order, delivery_html, error_html, render
+from chexpert_hf.app.page.html import asset, delivery_html, message_html, render
 from chexpert_hf.app.page.panel import PLAIN, QUIET, SESSION_SECONDS, Panel, ResultState, Updates, bar_html
 from chexpert_hf.app.page.text import EXPIRED
+from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 MAX_VIEWS = 12  # radiographs of one study; the viewer holds all of them
@@ -58,7 +59,7 @@ class Listing:
     """
 
     def __init__(self, classifier: CheXpertClassifier) -> None:
-        self._classifier, self._names = classifier, clinical_order(classifier.observations)
+        self._classifier, self._names = classifier, CHEXPERT.in_order(classifier.observations)
         self.state = gr.State(ListState(), time_to_live=SESSION_SECONDS)
         self._status = gr.HTML(visible=False, js_on_load=asset("actions.js"), elem_id="list-status", **PLAIN)
         self._stop = gr.Button("Stop", visible=False, size="sm", elem_id="list-stop")
@@ -146,7 +147,7 @@ class Listing:
         def open_row(event: gr.EventData, state: ListState) -> Updates:
             number = int(event.row)
             if not 0 <= number < len(state.scored):
-                return self._show_status(error_html(EXPIRED))
+                return self._show_status(message_html(EXPIRED))
             row = state.rows[number]
             title = bar_html(row.name, place=(int(event.shown), int(event.of)), has_back=True)
             chosen = dict(enumerate(self._names)).get(int(event.observation))
@@ -156,7 +157,7 @@ class Listing:
         def show_study(state: ListState) -> Updates:
             done = state.rows
             if not 0 < len(done) <= MAX_VIEWS:
-                return self._show_status(error_html(EXPIRED))
+                return self._show_status(message_html(EXPIRED))
             title = bar_html(f"A study of {len(done)} views", has_back=True)
             return panel.show(ResultState([row.path for row in done], [row.name for row in done], title))
 
@@ -166,7 +167,7 @@ class Listing:
         def score_refused(state: ListState) -> Updates:
             done = state.rows
             if not done:
-                return self._show_status(error_html(EXPIRED))
+                return self._show_status(message_html(EXPIRED))
             numbers = [number for number, row in enumerate(done) if row.prediction is None and row.is_no_radiograph]
             scored = score_items(classifier, [done[number] for number in numbers], is_gated=False)
             anyway = dict(zip(numbers, scored, strict=True))
@@ -179,7 +180,7 @@ class Listing:
         def deliver(make: Callable[[Rows, Sequence[str]], bytes], name: str, media_type: str) -> Callable[..., Updates]:
             def deliver_table(event: gr.EventData, state: ListState) -> Updates:
                 if not state.rows:
-                    return self._show_status(error_html(EXPIRED))
+                    return self._show_status(message_html(EXPIRED))
                 content = make(_shown(state.rows, event), classifier.observations)
                 return {panel.delivery: delivery_html(content, name, media_type)}
 
@@ -201,7 +202,7 @@ class Listing:
 
     def _prepare_overlays(self, event: gr.EventData, state: ListState) -> Iterator[Updates]:
         if not (done := state.rows):
-            yield self._show_status(error_html(EXPIRED))
+            yield self._show_status(message_html(EXPIRED))
             return
         # Files in Gradio's cache are served from there and deleted with the uploads.
         cache = Path(self._archive.GRADIO_CACHE)

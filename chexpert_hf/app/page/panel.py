@@ -12,8 +12,8 @@ from uuid import uuid4
 import gradio as gr
 
 from chexpert_hf.app.model_facts import ModelFacts
-from chexpert_hf.app.page.html import asset, delivery_html, error_html, note_html, render
-from chexpert_hf.app.page.reading import ExpiredError, Reading, Study, read_study
+from chexpert_hf.app.page.html import asset, delivery_html, message_html, render
+from chexpert_hf.app.page.reading import Reading, Study, read_study
 from chexpert_hf.app.page.result import activations_html, detail_of, report_html, result_html
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.radiographs.archives import RadiographFile
@@ -35,13 +35,12 @@ PLAIN: dict[str, Any] = {"apply_default_css": False}
 """Option of every `gr.HTML`: the page has its own style sheet."""
 
 
-def bar_html(title: str = "", **options: Any) -> str:
+def bar_html(title: str = "", *, has_back: bool = False, place: tuple[int, int] | None = None) -> str:
     """Return the bar above results as HTML; without a title the browser fills in the name of the uploaded file.
 
-    `options` may be `place`, the (number, count) of a row that was opened from a list, and `has_back`, whether the bar
-    offers the way back to the list.
+    With `has_back`, it leads back to a list; `place` is the (number, count) of a row that was opened there.
     """
-    return render("bar.html", **({"id": uuid4().hex, "title": title, "place": None, "has_back": False} | options))
+    return render("bar.html", id=uuid4().hex, title=title, has_back=has_back, place=place)
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Panel:
         self.delivery = gr.HTML(visible="hidden", js_on_load=asset("delivery.js"), elem_id="delivery", **PLAIN)
         """Downloads what `delivery_html` made."""
         self.outputs: list[Any] = [self._state, bar, message, self._result, self._activations]
-        """The components that `show`, `refuse` and `cleared` change."""
+        """The components that `show` and `cleared` change."""
         self.busy: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [bar], **PRIVATE}
         """Options of the events that make a result. A spinner over the result would take a processor from the model."""
         self._connect()
@@ -82,43 +81,39 @@ class Panel:
         if not study.views:
             reasons = study.missing(state.names) if state.names else study.failures.values()
             can_score = study.is_any_refused
-            text = error_html(*reasons, is_of_file=state.bar is None, can_score=can_score)
-            return self.refuse(note_html(note) + text, state if can_score else None, state.bar)
+            text = message_html(*reasons, note=note, is_of_file=state.bar is None, can_score=can_score)
+            return self.cleared(state.bar or "", text, state if can_score else None)
         html = result_html(study, self._facts, self._classifier.operating_points, chosen=chosen, files=state.names)
         return {
-            **self.refuse(note_html(note), replace(state, study=study), bar_html() if state.bar is None else state.bar),
+            **self.cleared(state.bar or bar_html(), message_html(note=note), replace(state, study=study)),
             self._result: gr.HTML(html, visible=True),
         }
 
-    def refuse(self, message: str, state: ResultState | None = None, bar: str | None = None) -> Updates:
-        """Return updates that show `message` instead of a result: earlier scores must not stand beside it.
+    def cleared(self, bar: str = "", message: str = "", state: ResultState | None = None) -> Updates:
+        """Return updates that remove the result and show `message`: earlier scores must not stand beside it.
 
-        `state` becomes the session's state, and `bar` the HTML of the bar.
+        `bar` becomes the HTML of the bar, and `state` the session's state.
         """
         return {
             self._state: state,
             self._message: gr.HTML(message, visible=bool(message)),
             **dict.fromkeys((self._result, self._activations), gr.HTML("", visible=False)),
-            self._bar: bar or "",
+            self._bar: bar,
         }
 
     def explain(self, reason: str) -> Updates:
         """Return an update that shows an error message above the result."""
-        return {self._message: gr.HTML(error_html(reason), visible=True)}
-
-    def cleared(self, bar: str = "") -> Updates:
-        """Return updates that remove the result and the message."""
-        return self.refuse("", None, bar)
+        return {self._message: gr.HTML(message_html(reason), visible=True)}
 
     def _connect(self) -> None:
         def score_anyway(state: ResultState | None) -> Updates:
             if state is None:
-                return self.refuse(error_html(EXPIRED))
+                return self.cleared(message=message_html(EXPIRED))
             return self.show(state, is_gated=False)
 
         def view_of(event: gr.EventData, state: ResultState | None) -> Reading:
             if state is None or state.study is None:
-                raise ExpiredError
+                raise RadiographError(EXPIRED)
             views = list(state.study.views.values())
             return views[min(int(event.view), len(views) - 1)]
 
@@ -133,12 +128,12 @@ class Panel:
             try:
                 html = activations_html(self._classifier, view_of(event, state).file)
             except RadiographError as error:
-                html = error_html(str(error))
+                html = message_html(str(error))
             return {self._activations: gr.HTML(html, visible=True)}
 
         def make_report(event: gr.EventData, state: ResultState | None) -> Updates:
             if state is None or state.study is None:
-                return {self.delivery: "", self._message: gr.HTML(error_html(EXPIRED), visible=True)}
+                return {self.delivery: "", self._message: gr.HTML(message_html(EXPIRED), visible=True)}
             names = self._classifier.observations
             chosen = names[min(int(event.observation), len(names) - 1)]
             report = report_html(state.study, self._facts, self._classifier.operating_points, chosen=chosen)

@@ -28,13 +28,6 @@ _QUALITY = 90
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
-class ExpiredError(RadiographError):
-    """An upload has been deleted, so that its radiograph cannot be read again."""
-
-    def __init__(self) -> None:
-        super().__init__(EXPIRED)
-
-
 @dataclass(frozen=True, eq=False)
 class Reading:
     """One radiograph with its scores and maps."""
@@ -159,10 +152,10 @@ def decode(classifier: CheXpertClassifier, data: bytes) -> bytes | Radiograph:
 
 
 def bytes_of(file: RadiographFile) -> bytes:
-    """Return an upload's bytes; raise ExpiredError if it has been deleted."""
+    """Return an upload's bytes; RadiographError if it has been deleted."""
     path = Path(file.archive) if isinstance(file, ArchiveMember) else Path(file)
     if not path.exists():
-        raise ExpiredError
+        raise RadiographError(EXPIRED)
     source = source_of(file)
     return source if isinstance(source, bytes) else path.read_bytes()
 

@@ -74,7 +74,7 @@ def _view(reading: Reading, label: str) -> dict[str, Any]:
 
 
 def detail_of(reading: Reading) -> str:
-    """Return a radiograph at up to `DETAIL_SIZE` pixels as a `data:` URL; ExpiredError if its upload was deleted."""
+    """Return a radiograph at up to `DETAIL_SIZE` pixels as a `data:` URL; RadiographError if its upload is gone."""
     return data_url(encode(shown_image(bytes_of(reading.file), DETAIL_SIZE)))
 
 

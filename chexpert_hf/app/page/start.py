@@ -12,12 +12,13 @@ import gradio as gr
 
 from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.batch import MAX_FILES, find_items
-from chexpert_hf.app.page.html import asset, clinical_order, data_url, error_html, render
+from chexpert_hf.app.page.html import asset, data_url, message_html, render
 from chexpert_hf.app.page.listing import Listing, ListState
 from chexpert_hf.app.page.panel import PLAIN, QUIET, Panel, ResultState, Updates, bar_html
 from chexpert_hf.app.page.reading import encode, shown_image
 from chexpert_hf.app.page.text import BUSY, EMPTY_FOLDER
 from chexpert_hf.errors import InputError
+from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.radiographs.finding import Found
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
@@ -35,7 +36,7 @@ def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[
     radiographs = sorted(folder.glob("*.jpg"))
     if classifier is None:
         return tuple(radiographs)
-    drawings = (drawing_of(observation, folder) for observation in clinical_order(classifier.observations))
+    drawings = (drawing_of(observation, folder) for observation in CHEXPERT.in_order(classifier.observations))
     found = (path for path in drawings if path.is_file() and finds(classifier, path.stem, path.read_bytes()))
     return (*radiographs, *found)
 
@@ -112,7 +113,11 @@ class Start:
             try:
                 items = find_items(list(zip(names, paths, strict=True)), found)
             except InputError as error:
-                return {files: None, **listing.cleared(state), **panel.refuse(error_html(str(error), is_of_file=True))}
+                return {
+                    files: None,
+                    **listing.cleared(state),
+                    **panel.cleared("", message_html(str(error), is_of_file=True)),
+                }
             if len(items) == 1:
                 note = " ".join(found.notes())
                 return {files: None, **listing.cleared(state), **panel.show(ResultState([items[0].path]), note=note)}

@@ -23,8 +23,9 @@ from chexpert_hf.app.page.batch import (
     score_items,
     write_overlays,
 )
-from chexpert_hf.app.page.html import clinical_order, render
+from chexpert_hf.app.page.html import render
 from chexpert_hf.errors import InputError
+from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.radiographs.finding import Found
 from chexpert_hf.scoring.saliency import overlay
 from tests.app.page.conftest import JUDGED, REFUSAL, WARNING
@@ -45,7 +46,7 @@ def items(files: dict[str, Path]) -> list[ListedFile]:
 
 
 def table_of(classifier: CheXpertClassifier, rows: list[ListedFile], notes: Sequence[str] = ()) -> str:
-    names = clinical_order(classifier.observations)
+    names = CHEXPERT.in_order(classifier.observations)
     return "".join(
         (
             render("list_status.html", rows=rows, is_study_possible=False),
@@ -145,7 +146,7 @@ def test_rows_are_filtered_by_call_and_by_kind(classifier: CheXpertClassifier, r
     assert [row.kinds for row in rows] == [["scored"], ["scored"], ["scored", "warned"], ["unreadable"], ["refused"]]
     html = table_of(classifier, rows)
     assert re.findall('data-kinds="(.*?)"', html) == ["scored", "scored", "scored warned", "unreadable", "refused"]
-    names = clinical_order(JUDGED)
+    names = CHEXPERT.in_order(JUDGED)
     for called, row in zip(re.findall('data-above="(.*?)"', html), rows, strict=True):
         assert called.startswith("any ") is bool(row.above)
         assert [names[int(each)] for each in called.removeprefix("any ").split()] == [

@@ -16,8 +16,9 @@ from PIL import Image
 
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier
 from chexpert_hf.app.demo import appearance, build_demo
-from chexpert_hf.app.page.html import asset, clinical_order
+from chexpert_hf.app.page.html import asset
 from chexpert_hf.app.server.launch import serving
+from chexpert_hf.labels import CHEXPERT
 from tests.app.page.conftest import (
     BROKEN_PNG,
     EMPTY,
@@ -131,7 +132,7 @@ def test_upload_shows_all_scores_of_predict(page: Any, classifier: CheXpertClass
     assert page.inner_text(".disclaimer") == DISCLAIMER
     assert "Not scored by this model: Pleural Other, Fracture." in page.inner_text("#result")
     page.get_by_label("Clinical order").check()
-    order = [name for name in clinical_order(JUDGED) if name != "No Finding"]
+    order = [name for name in CHEXPERT.in_order(JUDGED) if name != "No Finding"]
     assert list(shown_scores(page)) == [*order, "No Finding"]
     page.get_by_label("By probability").check()
     assert list(shown_scores(page).values()) == [*shown, none]

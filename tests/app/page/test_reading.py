@@ -14,7 +14,6 @@ from chexpert_hf.app.model_facts import facts_of
 from chexpert_hf.app.page.batch import ListedFile, score_item
 from chexpert_hf.app.page.reading import (
     DISPLAY_SIZE,
-    ExpiredError,
     Study,
     bytes_of,
     encode,
@@ -66,7 +65,7 @@ def test_large_radiograph_is_shown_smaller_and_in_full_resolution_on_request(
     monkeypatch.setattr("chexpert_hf.app.page.result.DETAIL_SIZE", 1500)
     assert Image.open(io.BytesIO(base64.b64decode(detail_of(reading).split(",")[1]))).size == (1214, 1500)
     (tmp_path / "upload").unlink()
-    with pytest.raises(ExpiredError):
+    with pytest.raises(RadiographError, match="have been deleted"):
         detail_of(reading)
 
 
@@ -104,9 +103,9 @@ def test_refused_image_has_no_scores_unless_asked_to(classifier: CheXpertClassif
 
 
 def test_upload_that_has_been_deleted_is_named_as_such(classifier: CheXpertClassifier, tmp_path: Path) -> None:
-    with pytest.raises(ExpiredError, match="have been deleted"):
+    with pytest.raises(RadiographError, match="have been deleted"):
         read(classifier, tmp_path / "gone.png")
-    with pytest.raises(ExpiredError, match="have been deleted"):
+    with pytest.raises(RadiographError, match="have been deleted"):
         bytes_of(ArchiveMember(str(tmp_path / "gone.zip"), "a.png"))
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier, Prediction
 from chexpert_hf.app.model_facts import Metrics, ModelFacts, facts_of
-from chexpert_hf.app.page.html import clinical_order, delivery_html, error_html, render
+from chexpert_hf.app.page.html import delivery_html, message_html, render
 from chexpert_hf.app.page.reading import Reading, Study, read_study
 from chexpert_hf.app.page.result import report_html, result_html
 from chexpert_hf.app.page.text import NO_GATE
@@ -67,11 +67,11 @@ def facts(classifier: CheXpertClassifier) -> ModelFacts:
 def test_scores_are_sorted_by_probability_and_ties_keep_the_clinical_order() -> None:
     scores = {"Hernia": 0.2, "Fracture": 0.2, "Edema": 0.9, "Lung Opacity": 0.2, "Pneumonia": 0.95}
     assert by_probability(scores) == ["Pneumonia", "Edema", "Lung Opacity", "Fracture", "Hernia"]
-    assert clinical_order(scores) == ["Lung Opacity", "Edema", "Pneumonia", "Fracture", "Hernia"]
+    assert CHEXPERT.in_order(scores) == ["Lung Opacity", "Edema", "Pneumonia", "Fracture", "Hernia"]
 
 
 def test_clinical_order_is_that_of_chexperts_files() -> None:
-    assert clinical_order(reversed(OBSERVATIONS)) == list(OBSERVATIONS)
+    assert CHEXPERT.in_order(reversed(OBSERVATIONS)) == list(OBSERVATIONS)
 
 
 def study_of(*views: dict[str, float], is_numbered: bool, point: float = 0.5) -> Study:
@@ -128,7 +128,7 @@ def test_what_is_not_judged_is_named(facts: ModelFacts) -> None:
 
 
 def test_refusal_is_escaped_and_offers_to_score_anyway() -> None:
-    html = error_html(REFUSAL, WARNING, can_score=True)
+    html = message_html(REFUSAL, WARNING, can_score=True)
     assert "it is &lt;blank&gt;" in html
     assert WARNING in html
     assert 'data-action="override">Score it anyway' in html
