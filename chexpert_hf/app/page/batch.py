@@ -183,8 +183,7 @@ def _add_overlays(archive: zipfile.ZipFile, number: str, item: ListedFile, predi
         return str(error)
     maps = prediction.maps.at_size(image.size)
     folder = f"{number}_{_UNSAFE.sub('_', Path(item.name).stem)[-_MAX_STEM:]}"
-    first, *others = shown_first(prediction.probabilities, prediction.positives, prediction.labels.none_of_these)
-    above = [name for name in others if prediction.positives[name]]
-    for name in (name for name in prediction.probabilities if name in (first, *above)):
+    names = shown_first(prediction.probabilities, prediction.positives, prediction.labels.none_of_these)
+    for name in (names[0], *(name for name in names[1:] if prediction.positives[name])):
         archive.writestr(f"{folder}/{_UNSAFE.sub('_', name)}.jpg", encode(overlay_of(image, maps, name)))
     return None

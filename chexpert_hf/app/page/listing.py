@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import gradio as gr
@@ -25,7 +25,6 @@ _PROGRESS_SECONDS = 0.4  # between two reports of progress
 _ROWS_AT_ONCE = 50  # sent to the browser, which draws them without a standstill
 
 Rows = tuple[ListedFile, ...]
-_T = TypeVar("_T")
 
 
 @dataclass(eq=False)
@@ -224,7 +223,7 @@ class Listing:
         yield {**self._summary(done), self._archive: gr.DownloadButton(label, value=str(path), visible=True)}
 
 
-def _paced(parts: Iterable[_T], done: list[_T]) -> Iterator[float]:
+def _paced(parts: Iterable[Any], done: list[Any]) -> Iterator[float]:
     """Append each part to `done`; after the first, and then every `_PROGRESS_SECONDS`, yield the seconds elapsed."""
     start, shown_at = time.monotonic(), 0.0
     for part in parts:

@@ -55,7 +55,7 @@ const pane = (map) =>
 const MAP = `<div class="overlay"><canvas class="heat" role="img"></canvas>
   <svg class="outline" aria-hidden="true"><path class="halo"/><path/></svg></div>`;
 const MARKUP = `
-  <svg class="gray-window" aria-hidden="true"><filter x="0" y="0" width="1" height="1" color-interpolation-filters="sRGB">
+  <svg class="for-readers" aria-hidden="true"><filter x="0" y="0" width="1" height="1" color-interpolation-filters="sRGB">
     <feComponentTransfer>${["R", "G", "B"].map((name) => `<feFunc${name} type="linear"/>`).join("")}</feComponentTransfer>
   </filter></svg>
   <div class="viewer-bar" role="toolbar" aria-label="Viewer">
@@ -84,9 +84,7 @@ export class Viewer {
   /** With a `previous` viewer, its settings are taken over. */
   constructor(colors, previous) {
     this.colors = colors;
-    this.root = document.createElement("div");
-    this.root.className = "viewer";
-    this.root.innerHTML = MARKUP;
+    this.root = Object.assign(document.createElement("div"), { className: "viewer", innerHTML: MARKUP });
     this.stages = this.all(".stage");
     this.one("filter").id = `gray-window-${++count}`;
     this.heat = this.one(".heat");
@@ -124,14 +122,10 @@ export class Viewer {
 
   /** Replaces the image by another one of the same radiograph. */
   refine(image) {
-    const [width, height] = this.size;
-    this.pixels = image.naturalWidth / width;
+    this.pixels = image.naturalWidth / this.size[0];
     this.wantsDetail = this.pixels < 1;
     for (const old of this.all(".film")) {
-      const film = image.cloneNode();
-      Object.assign(film, { className: "film", alt: "", decoding: "sync", draggable: false });
-      Object.assign(film.style, { width: `${width}px`, height: `${height}px` });
-      old.replaceWith(film);
+      old.replaceWith(Object.assign(image.cloneNode(), { className: "film", alt: "", decoding: "sync" }));
     }
     this.drawFilm();
   }
