@@ -66,28 +66,20 @@ class Listing:
         table = asset("table.js")
         self._table = gr.HTML(visible=False, js_on_load=table, elem_id="list", scored=0, rows=None, **PLAIN)
         self.outputs: list[Any] = [self.state, self._status, self._stop, self._archive, self._table]
-        """The components that `started` and `cleared` change."""
+        """The components that `replaced` changes."""
 
-    def cleared(self, state: ListState) -> Updates:
-        """Empty `state`, which ends its scoring, and return updates that hide the list's components."""
-        state.replace(())
-        return {
-            self.state: state,
-            **self._show_status(""),
-            self._stop: gr.Button(visible=False),
-            self._archive: gr.DownloadButton(visible=False),
-            self._table: gr.HTML("", visible=False),
-        }
+    def replaced(self, state: ListState, items: Rows = (), notes: Sequence[str] = ()) -> Updates:
+        """Replace the list in `state`, whose scoring ends, and return updates that show an empty table for `items`.
 
-    def started(self, state: ListState, items: Rows, notes: Sequence[str] = ()) -> Updates:
-        """Return updates that show an empty table for `items`; the browser then asks for their scores."""
-        updates = self.cleared(state)
+        The browser then asks for their scores. Without items, the list's components are hidden.
+        """
         state.replace(items)
         return {
-            **updates,
-            **self._show_progress(0, len(items), 0.0, "Scored"),
-            self._stop: gr.Button(visible=True),
-            self._table: self._empty_table(state, notes),
+            self.state: state,
+            **(self._show_progress(0, len(items), 0.0, "Scored") if items else self._show_status("")),
+            self._stop: gr.Button(visible=bool(items)),
+            self._archive: gr.DownloadButton(visible=False),
+            self._table: self._empty_table(state, notes) if items else gr.HTML("", visible=False),
         }
 
     def _empty_table(self, state: ListState, notes: Sequence[str] = ()) -> gr.HTML:

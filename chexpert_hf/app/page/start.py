@@ -60,11 +60,9 @@ def title_of(path: Path) -> str:
 
 def examples_html(paths: Sequence[Path]) -> str:
     """Return buttons with a thumbnail and a title; each carries the index of its example in `paths`."""
-    images = (data_url(encode(shown_image(path.read_bytes(), _THUMBNAIL_SIZE))) for path in paths)
-    examples = [
-        (title_of(path), image, path.parent.name == DRAWINGS) for path, image in zip(paths, images, strict=True)
-    ]
-    return render("examples.html", examples=examples)
+    images = [data_url(encode(shown_image(path.read_bytes(), _THUMBNAIL_SIZE))) for path in paths]
+    is_drawn = [path.parent.name == DRAWINGS for path in paths]
+    return render("examples.html", examples=list(zip(map(title_of, paths), images, is_drawn, strict=True)))
 
 
 class Start:
@@ -113,22 +111,19 @@ class Start:
             try:
                 items = find_items(list(zip(names, paths, strict=True)), found)
             except InputError as error:
-                return {
-                    files: None,
-                    **listing.cleared(state),
-                    **panel.cleared("", message_html(str(error), is_of_file=True)),
-                }
+                message = message_html(str(error), is_of_file=True)
+                return {files: None, **listing.replaced(state), **panel.cleared("", message)}
             if len(items) == 1:
                 note = " ".join(found.notes())
-                return {files: None, **listing.cleared(state), **panel.show(ResultState([items[0].path]), note=note)}
-            return {files: None, **panel.cleared(bar_html()), **listing.started(state, tuple(items), found.notes())}
+                return {files: None, **listing.replaced(state), **panel.show(ResultState([items[0].path]), note=note)}
+            return {files: None, **panel.cleared(bar_html()), **listing.replaced(state, tuple(items), found.notes())}
 
         def show_example(event: gr.EventData, state: ListState) -> Updates:
             path = self._examples[int(event.index)]
-            return {**listing.cleared(state), **panel.show(ResultState([path], bar=bar_html(title_of(path))))}
+            return {**listing.replaced(state), **panel.show(ResultState([path], bar=bar_html(title_of(path))))}
 
         def start_over(state: ListState) -> Updates:
-            return {files: None, **listing.cleared(state), **panel.cleared()}
+            return {files: None, **listing.replaced(state), **panel.cleared()}
 
         def explain(event: gr.EventData) -> Updates:
             return panel.explain(BUSY if event.is_busy else EMPTY_FOLDER)
