@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from chexpert_hf.app.model_facts import ModelFacts, facts_of
-from chexpert_hf.app.page.html import FONTS, asset, footer_html, render
+from chexpert_hf.app.page.html import FONTS, asset, render
 from chexpert_hf.app.page.listing import Listing
 from chexpert_hf.app.page.panel import PLAIN, Panel
 from chexpert_hf.app.page.start import Start
@@ -47,7 +47,8 @@ def build_demo(
             with gr.Column(elem_id="result-side"):
                 panel = Panel(classifier, facts, bar, message)
         start.connect(bar, panel, listing)
-        gr.HTML(footer_html(facts, classifier.operating_points, has_api=has_api), elem_id="footer", **PLAIN)
+        footer = render("footer.html", facts=facts, operating_points=classifier.operating_points, has_api=has_api)
+        gr.HTML(footer, elem_id="footer", **PLAIN)
         add_endpoints(classifier)
     return demo
 

@@ -5,7 +5,6 @@ A line break in a template is dropped between tags or blocks, and becomes a spac
 
 import base64
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -14,7 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from chexpert_hf import DISCLAIMER, __version__
-from chexpert_hf.app.model_facts import FEW_STUDIES, ModelFacts
+from chexpert_hf.app.model_facts import FEW_STUDIES
 from chexpert_hf.app.page import text
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.scoring.prediction import by_probability
@@ -46,6 +45,7 @@ _ENVIRONMENT.globals |= {
     "DISCLAIMER": DISCLAIMER,
     "FEW_STUDIES": FEW_STUDIES,
     "OBSERVATIONS": CHEXPERT.names,
+    "asset": asset,
     "by_probability": by_probability,
     "clinical_order": CHEXPERT.in_order,
     "data_url": data_url,
@@ -73,17 +73,3 @@ def delivery_html(content: bytes, name: str, media_type: str) -> Markup:
     """
     link = Markup('<a data-id="{}" href="{}" download="{}"></a>')
     return link.format(uuid4().hex, data_url(content, media_type), name)
-
-
-def footer_html(facts: ModelFacts, operating_points: Mapping[str, float], *, has_api: bool) -> Markup:
-    """Return the footer: links, a sheet about the model, and one about use from programs.
-
-    The browser puts the server's address into the second sheet.
-    """
-    return render(
-        "footer.html",
-        facts=facts,
-        operating_points=operating_points,
-        has_api=has_api,
-        **{name: asset(f"use.{name}.txt").strip() for name in ("python", "curl", "local")},
-    )

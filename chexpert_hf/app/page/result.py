@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from chexpert_hf.app.model_facts import ModelFacts
-from chexpert_hf.app.page.html import asset, data_url, render
+from chexpert_hf.app.page.html import data_url, render
 from chexpert_hf.app.page.reading import DETAIL_SIZE, Reading, Study, bytes_of, encode, shown_image
 from chexpert_hf.app.page.text import describe_map, describe_strength
 from chexpert_hf.radiographs.archives import RadiographFile
@@ -86,7 +86,6 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
     """
     return render(
         "report.html",
-        css=asset("report.css"),
         study=study,
         facts=facts,
         operating_points=points,

@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from chexpert_hf import OBSERVATIONS, CheXpertClassifier, CheXpertConfig
 from chexpert_hf.app.model_facts import NO_METRICS, ModelFacts, describe_map_evaluation, facts_of
-from chexpert_hf.app.page.html import asset, footer_html, render
+from chexpert_hf.app.page.html import asset, render
 from chexpert_hf.app.page.text import describe_map, describe_strength
 from chexpert_hf.default_model import DEFAULT_MODEL
 from chexpert_hf.errors import ModelFolderError
@@ -310,12 +310,12 @@ def test_footer_has_links_to_the_api_and_the_card_where_they_are_served(folder: 
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# A card\n", encoding="utf-8")
     facts = facts_of(CheXpertClassifier.from_pretrained(folder))
     assert facts.card == "# A card\n"
-    html = footer_html(facts, {"Edema": 0.5}, has_api=True)
+    html = render("footer.html", facts=facts, operating_points={"Edema": 0.5}, has_api=True)
     assert 'href="api/v1/card"' in html
     assert 'href="docs"' in html
     assert "curl -F files=@radiograph.dcm ADDRESS/api/v1/predict" in html
     assert "Client(&#34;ADDRESS&#34;)" in html
-    alone = footer_html(facts, {"Edema": 0.5}, has_api=False)
+    alone = render("footer.html", facts=facts, operating_points={"Edema": 0.5}, has_api=False)
     assert "api/v1" not in alone
     assert 'href="docs"' not in alone
 
