@@ -2,7 +2,7 @@
 
 const rows = () => [...element.querySelectorAll("tbody tr")];
 const shown = () => rows().filter((row) => !row.hidden);
-const places = new Intl.Collator(undefined, { numeric: true });
+const places = new Intl.Collator(undefined, { numeric: true }); // for scores, too: all have as many decimals
 const SORTED = "th:is([aria-sort=ascending], [aria-sort=descending])";
 let opened = null; // the number of the row beside the list
 
@@ -41,21 +41,19 @@ function filter() {
 function sortBy(button) {
   const header = button.closest("th");
   // Scores from the highest; names from A.
-  const [first, second] = header.dataset.kind === "number" ? ["descending", "ascending"] : ["ascending", "descending"];
+  const [first, second] = header.cellIndex > 0 ? ["descending", "ascending"] : ["ascending", "descending"];
   const order = header.ariaSort === first ? second : first;
-  for (const other of element.querySelectorAll("th")) other.ariaSort = other === header ? order : "none";
+  for (const other of element.querySelectorAll("thead th")) other.ariaSort = other === header ? order : "none";
   reorder();
 }
 
 function reorder() {
   const header = element.querySelector(SORTED);
   if (!header) return;
-  const isText = header.dataset.kind === "text";
   const sign = header.ariaSort === "ascending" ? 1 : -1;
   const compare = ([left, a], [right, b]) => {
-    if (isText) return sign * places.compare(left, right) || a.dataset.place - b.dataset.place;
-    if (left === "" || right === "") return (left === "") - (right === ""); // rows without a score stay last
-    return sign * (Number(left) - Number(right)) || a.dataset.place - b.dataset.place;
+    if (!left || !right) return !left - !right; // rows without a score stay last
+    return sign * places.compare(left, right) || a.dataset.place - b.dataset.place;
   };
   const keyed = rows().map((row) => [row.children[header.cellIndex]?.dataset.value ?? "", row]);
   element.querySelector("tbody").append(...keyed.sort(compare).map(([, row]) => row));
