@@ -88,10 +88,8 @@ def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Listed
     if not items:
         raise InputError(" ".join(["Expected radiographs, got none.", *found.notes()]))
     if len(items) > MAX_FILES:
-        raise InputError(
-            f"Expected at most {MAX_FILES:,} radiographs at once, got {len(items):,}; `chexpert-hf predict` takes "
-            "any number."
-        )
+        more = "`chexpert-hf predict` takes any number"
+        raise InputError(f"Expected at most {MAX_FILES:,} radiographs at once, got {len(items):,}; {more}.")
     return items
 
 

@@ -80,21 +80,11 @@ class Start:
         with gr.Column(elem_id="start"):
             gr.HTML(render("hero.html", facts=facts, count=count), **PLAIN)
             self._files = gr.File(
-                label="Radiographs",
-                show_label=False,
-                file_count="multiple",
-                height=170,
-                elem_id="file",
-                elem_classes="upload-field",
+                label="Radiographs", show_label=False, file_count="multiple", height=170, elem_id="file"
             )
             gr.HTML(render("formats.html", max_files=MAX_FILES), **PLAIN)
-            self._thumbnails = gr.HTML(
-                examples_html(examples),
-                visible=bool(examples),
-                js_on_load=asset("actions.js"),
-                elem_id="examples",
-                **PLAIN,
-            )
+            script, shown = asset("actions.js"), examples_html(examples)
+            self._thumbnails = gr.HTML(shown, visible=bool(examples), js_on_load=script, **PLAIN)
 
     def connect(self, bar: gr.HTML, panel: Panel, listing: Listing) -> None:
         """Attach the event handlers, also those of `listing`: one radiograph opens in `panel`, several in `listing`.
@@ -131,7 +121,7 @@ class Start:
         outputs = [files, *panel.outputs, *listing.outputs]
         busy = panel.busy | {"show_progress_on": [bar, files]}
         files.upload(show_uploads, [files, listing.state], outputs, preprocess=False, trigger_mode="multiple", **busy)
-        self._thumbnails.select(show_example, [listing.state], outputs, **busy)
+        self._thumbnails.example(show_example, [listing.state], outputs, **busy)
         listing.connect(bar, panel)
         bar.new(start_over, [listing.state], outputs, trigger_mode="multiple", **QUIET)
         bar.refused(explain, None, panel.outputs, **QUIET)

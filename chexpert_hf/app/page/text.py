@@ -40,12 +40,10 @@ def describe_map(observation: str, peak: float, grid: Sequence[int]) -> str:
     if peak <= 0:
         return f"The map is empty: nothing in this radiograph is evidence for {observation}."
     cells = f"It was enlarged from {grid[0]} x {grid[1]} values."
+    strongest = "strongest evidence for any observation in this radiograph"
     if peak >= 1:
-        return f"The strongest evidence for any observation in this radiograph is in this map. {cells}"
-    return (
-        f"At its brightest, the map reaches {_share(peak)} of the strongest evidence for any observation in this "
-        f"radiograph. {cells}"
-    )
+        return f"The {strongest} is in this map. {cells}"
+    return f"At its brightest, the map reaches {_share(peak)} of the {strongest}. {cells}"
 
 
 def describe_strength(peak: float, is_above: bool) -> str:

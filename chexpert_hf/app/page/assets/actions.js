@@ -1,5 +1,5 @@
-// Buttons in a piece of HTML: an action is triggered (Gradio reads the names here), an index is selected. An error gets
-// the name of the file that was given, which the browser knows.
+// Buttons in a piece of HTML trigger actions (Gradio reads the names here). An error gets the name of the file that was
+// given, which the browser knows.
 
 function sign() {
   const name = element.querySelector(".given");
@@ -10,8 +10,7 @@ sign();
 
 element.addEventListener("click", (event) => {
   const { action, index } = event.target.closest("button")?.dataset ?? {};
-  if (["override", "study", "csv", "parquet", "overlays"].includes(action)) {
-    const hidden = [...document.querySelectorAll("#list tr[hidden]")].map((row) => Number(row.dataset.place));
-    trigger(action, { hidden });
-  } else if (index !== undefined) trigger("select", { index: Number(index), value: null });
+  if (!["override", "study", "csv", "parquet", "overlays", "example"].includes(action)) return;
+  const hidden = [...document.querySelectorAll("#list tr[hidden]")].map((row) => Number(row.dataset.place));
+  trigger(action, { hidden, index });
 });

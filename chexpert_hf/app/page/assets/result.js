@@ -12,8 +12,7 @@ const all = (selector) => [...element.querySelectorAll(selector)];
 const bytes = (text) => Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
 
 async function start() {
-  const root = one(".result");
-  data = root ? JSON.parse(root.dataset.result) : null;
+  data = JSON.parse(one(".result")?.dataset.result ?? "null");
   if (!data) return;
   const mine = data;
   viewer = new Viewer(bytes(data.colors), viewer); // Gradio has taken the last one's elements apart
@@ -28,8 +27,7 @@ async function start() {
 }
 
 async function decoded(address) {
-  const image = new Image();
-  image.src = address;
+  const image = Object.assign(new Image(), { src: address });
   await image.decode();
   return image;
 }
@@ -38,9 +36,8 @@ async function decoded(address) {
 async function refine() {
   const { id, view: place, image } = props.detail ?? {};
   if (!image || id !== data?.id) return;
-  const mine = data;
   const detailed = await decoded(image);
-  if (data !== mine) return;
+  if (id !== data?.id) return;
   images[place] = detailed;
   if (place === view) viewer.refine(detailed);
 }
