@@ -27,8 +27,7 @@ from chexpert_hf.scoring.activations import Stage, feature_activations
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.scoring.saliency import COLORMAP, overlay
 
-NUM_MAPS = 4  # in a report
-_MAX_VIEWS = 4  # in a report
+_MOST = 4  # views, and maps, in a report
 _REPORT_SIDE = 640  # longest side in pixels of an image on paper: about 250 to the inch
 _ACTIVATION_SIDE = 160  # maps with more pixels than this across are shown smaller
 
@@ -82,7 +81,7 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
     """Return a self-contained report of a study as HTML: one printed page with images, maps, scores and disclaimer.
 
     It is HTML, not PDF, to be searchable and readable aloud. It has no script, requests nothing, and holds no file
-    name. It shows `NUM_MAPS` maps: of the `chosen` observation, then as `study.shown_first` sorts them.
+    name. It shows `_MOST` maps: of the `chosen` observation, then as `study.shown_first` sorts them.
     """
     return render(
         "report.html",
@@ -97,12 +96,12 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
 
 def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Image.Image]]:
     """Yield captions and images: the views, then the maps of the chosen and the first other observations."""
-    for number in list(study.views)[:_MAX_VIEWS]:
+    for number in list(study.views)[:_MOST]:
         yield study.label(number), study.views[number].image(_REPORT_SIDE)
     names = dict.fromkeys([*filter(None, [chosen]), *study.shown_first()])
     views = {name: study.views[number] for name, number in study.view_of().items()}
     shown = [name for name in names if not views[name].prediction.maps.is_empty(name)]  # that repeats the radiograph
-    for name in shown[:NUM_MAPS]:
+    for name in shown[:_MOST]:
         image, place = views[name].image(_REPORT_SIDE), f", View {study.view_of()[name]}" if study.is_numbered else ""
         yield f"Map of {name}{place}", overlay(image, views[name].prediction.maps.at_size(image.size)[name])
 

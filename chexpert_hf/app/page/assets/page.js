@@ -26,7 +26,6 @@ function open(wanted) {
   if (!history.state?.isDialog) history.pushState({ ...history.state, isDialog: true }, ""); // the browser's button closes it
   dialog.addEventListener("close", () => history.state?.isDialog && history.back(), { once: true });
 }
-document.addEventListener("opened", (event) => open(event.target)); // the viewer's
 
 function give(files) {
   const input = document.querySelector("#file input[type=file]");
@@ -94,8 +93,10 @@ function stepBy(step) {
 
 document.addEventListener("click", () => (left = ""), true); // before the buttons that leave
 document.addEventListener("click", ({ target }) => {
-  const { dialog: opened, step, action } = target.closest("button")?.dataset ?? {};
-  if (opened) open(document.getElementById(opened));
+  const { dialog: wanted, step, action } = target.closest("button")?.dataset ?? {};
+  if (wanted) document.getElementById(wanted).showModal();
+  const opened = document.querySelector("dialog[open]"); // by this or by the viewer
+  if (opened && !history.state?.isDialog) open(opened);
   else if (target.matches("dialog.sheet")) target.close(); // beside its content
   else if (step) stepBy(step);
   else if (["new", "back"].includes(action)) leave(action);

@@ -258,11 +258,7 @@ export class Viewer {
     else if (command === "fit") this.fit();
     else if (command === "actual") this.zoomTo(1 / devicePixelRatio);
     else if (command === "full") document.fullscreenElement ? document.exitFullscreen() : this.root.requestFullscreen();
-    else if (command === "help") {
-      const help = this.one("dialog");
-      help.showModal();
-      help.dispatchEvent(new CustomEvent("opened", { bubbles: true }));
-    }
+    else if (command === "help") this.one("dialog").showModal();
     else if (command === "reset") {
       this.on.invert = false;
       Object.assign(this.window, FULL_WINDOW);
@@ -286,7 +282,7 @@ export class Viewer {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest?.(FIELDS)) return;
     const moves = { ArrowLeft: [60, 0], ArrowRight: [-60, 0], ArrowUp: [0, 60], ArrowDown: [0, -60] };
     const command = COMMANDS.find(([, key]) => key === event.key.toLowerCase())?.[0] ?? { "=": "in", 0: "fit" }[event.key];
-    if (command) this.do(command);
+    if (command) this.one(`[data-command=${command}]`).click();
     else if (event.key === "[" || event.key === "]") {
       const input = this.one('[data-slider="opacity"] input');
       input.value = Number(input.value) + (event.key === "]" ? 10 : -10);
@@ -297,10 +293,7 @@ export class Viewer {
   }
 
   listenTo(stage) {
-    const at = (event) => {
-      const box = stage.getBoundingClientRect();
-      return [event.clientX - box.left, event.clientY - box.top];
-    };
+    const at = (event) => [event.offsetX, event.offsetY]; // nothing in a stage is a target of its own
     stage.addEventListener("wheel", (event) => {
       if (this.zoom.isFitted && event.deltaY > 0 && !event.ctrlKey) return; // there is nothing to zoom out of: the page scrolls
       event.preventDefault();
