@@ -123,7 +123,7 @@ def _visit(http: httpx.Client, files: Sequence[Path], one: Sequence[Scores]) -> 
     visitor.scored_list()
     visitor.act("list-status", "override", None)
     table = visitor.list_rows()
-    delivery = visitor.act("list-status", "csv", None, event_data={"hidden": []})["delivery"]
+    delivery = visitor.act("list-status", "table", None, event_data={"hidden": [], "name": "scores.csv"})["delivery"]
     found = _FILE.search(delivery)
     text = base64.b64decode(found[1]).decode() if found else ""
     lines = [{name: float(line[name] or "nan") for name in one[0]} for line in csv.DictReader(io.StringIO(text))]

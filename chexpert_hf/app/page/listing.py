@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -22,6 +22,7 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 MAX_VIEWS = 12  # radiographs of one study; the viewer holds all of them
 
 _PROGRESS_SECONDS = 0.4  # between two reports of progress
+_TABLES = {"scores.csv": (csv_of, "text/csv"), "scores.parquet": (parquet_of, "application/vnd.apache.parquet")}
 _ROWS_AT_ONCE = 50  # sent to the browser, which draws them without a standstill
 
 Rows = tuple[ListedFile, ...]
@@ -168,16 +169,14 @@ class Listing:
         def stop(state: ListState) -> None:
             state.is_stopped = True
 
-        def deliver(make: Callable[[Rows, Sequence[str]], bytes], name: str, media_type: str) -> Callable[..., Updates]:
-            def deliver_table(event: gr.EventData, state: ListState) -> Updates:
-                if not state.rows:
-                    return self._show_status(message_html(EXPIRED))
-                content = make(_shown(state.rows, event), classifier.observations)
-                return {panel.delivery: delivery_html(content, name, media_type)}
+        def deliver_table(event: gr.EventData, state: ListState) -> Updates:
+            if not state.rows:
+                return self._show_status(message_html(EXPIRED))
+            make, media_type = _TABLES[event.name]
+            content = make(_shown(state.rows, event), classifier.observations)
+            return {panel.delivery: delivery_html(content, event.name, media_type)}
 
-            return deliver_table
-
-        state, shown, file = [self.state], [status, *panel.outputs], [panel.delivery, status]
+        state, shown = [self.state], [status, *panel.outputs]
         # "multiple", since Gradio takes a cancelled or just answered event for one that runs and would ignore the next.
         scoring = table.run(self._run, state, self.outputs, trigger_mode="multiple", **QUIET)
         scoring.then(self._finished, state, self.outputs, trigger_mode="multiple", **QUIET)
@@ -187,8 +186,7 @@ class Listing:
         bar.back(close_row, None, panel.outputs, trigger_mode="multiple", **QUIET)
         status.override(score_refused, state, self.outputs, **panel.busy)
         self._stop.click(stop, state, None, **QUIET)
-        status.csv(deliver(csv_of, "scores.csv", "text/csv"), state, file, **QUIET)
-        status.parquet(deliver(parquet_of, "scores.parquet", "application/vnd.apache.parquet"), state, file, **QUIET)
+        status.table(deliver_table, state, [panel.delivery, status], **QUIET)
         status.overlays(self._prepare_overlays, state, [status, self._archive], **QUIET)
 
     def _prepare_overlays(self, event: gr.EventData, state: ListState) -> Iterator[Updates]:

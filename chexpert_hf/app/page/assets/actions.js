@@ -9,8 +9,8 @@ watch("value", sign);
 sign();
 
 element.addEventListener("click", (event) => {
-  const { action, index } = event.target.closest("button")?.dataset ?? {};
-  if (!["override", "study", "csv", "parquet", "overlays", "example"].includes(action)) return;
+  const { action, ...details } = event.target.closest("button")?.dataset ?? {};
+  if (!["override", "study", "table", "overlays", "example"].includes(action)) return;
   const hidden = [...document.querySelectorAll("#list tr[hidden]")].map((row) => Number(row.dataset.place));
-  trigger(action, { hidden, index });
+  trigger(action, { hidden, ...details });
 });

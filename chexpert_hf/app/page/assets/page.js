@@ -1,4 +1,4 @@
-// The frame of the page: files dropped or pasted anywhere, buttons of the bar, dialogs, and downloads.
+// The frame of the page: files dropped or pasted anywhere, buttons of the bar, dialogs, and history.
 
 const MOST_FILES = 5000; // read from dropped folders; the server takes fewer and says so
 
@@ -52,11 +52,10 @@ async function filesIn(entry, found) {
   }
 }
 
-const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
 const mark = (isOver) => frame().classList.toggle("is-dropping", isOver);
 
 document.addEventListener("dragover", (event) => {
-  if (!holdsFiles(event)) return;
+  if (!event.dataTransfer?.types.includes("Files")) return;
   event.preventDefault();
   mark(true);
 }, true);
