@@ -447,6 +447,12 @@ def test_map_is_toggled_outlined_and_shown_side_by_side(viewer: Any) -> None:
     np.testing.assert_array_equal(canvas_pixels(viewer, "stage:nth-child(2) .film")[50, :, 0], np.arange(200))
 
 
+def test_the_browsers_menu_on_a_radiograph_is_that_of_an_image(viewer: Any) -> None:
+    box = viewer.locator(".stage").first.bounding_box()
+    at = [box["x"] + 500, box["y"] + box["height"] / 2]  # under the map
+    assert viewer.evaluate("([x, y]) => document.elementFromPoint(x, y).className", at) == "film"
+
+
 def test_keys_are_listed_under_the_question_mark_and_stay_away_from_fields(viewer: Any) -> None:
     viewer.keyboard.press("?")
     text = viewer.get_by_role("dialog", name="Keys and mouse").inner_text()

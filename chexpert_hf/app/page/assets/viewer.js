@@ -125,7 +125,7 @@ export class Viewer {
     this.pixels = image.naturalWidth / this.size[0];
     this.wantsDetail = this.pixels < 1;
     for (const old of this.all(".film")) {
-      old.replaceWith(Object.assign(image.cloneNode(), { className: "film", alt: "", decoding: "sync" }));
+      old.replaceWith(Object.assign(image.cloneNode(), { className: "film", alt: "", decoding: "sync", draggable: false }));
     }
     this.drawFilm();
   }
@@ -293,7 +293,10 @@ export class Viewer {
   }
 
   listenTo(stage) {
-    const at = (event) => [event.offsetX, event.offsetY]; // nothing in a stage is a target of its own
+    const at = (event) => {
+      const box = stage.getBoundingClientRect();
+      return [event.clientX - box.left, event.clientY - box.top];
+    };
     stage.addEventListener("wheel", (event) => {
       if (this.zoom.isFitted && event.deltaY > 0 && !event.ctrlKey) return; // there is nothing to zoom out of: the page scrolls
       event.preventDefault();
