@@ -15,8 +15,9 @@ from ..conftest import TINY
 
 def images(count: int) -> datasets.Dataset:
     """A training split of so many images, each of another patient."""
+    names = [f"patient{n}" for n in range(count)]
     return datasets.Dataset.from_dict(
-        {"patient": [f"patient{n}" for n in range(count)], "labels": [[float(n % 2)] * 14 for n in range(count)]}
+        {"patient": names, "study": names, "labels": [[float(n % 2)] * 14 for n in range(count)]}
     )
 
 
