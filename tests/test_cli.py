@@ -61,6 +61,19 @@ def test_help_cuts_nothing(columns):
         assert [panel for panel in panels if f"─ {panel} ─" not in shown] == []
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("predict", "repository id on the Hub, or nih, the bundled model; several make an ensemble."),
+        ("evaluate", "repository id on the Hub, or nih, the bundled model; several are compared with the first."),
+        ("calibrate", "repository id on the Hub, or nih, the bundled model; it is not changed."),
+    ],
+)
+def test_the_help_says_what_becomes_of_the_models(command, words):
+    (option,) = (each for each in get_command(app).commands[command].params if each.name == "model")
+    assert option.help.endswith(words)
+
+
 def test_every_command_has_a_help_text_that_imports_nothing_heavy():
     code = (
         "import re, sys; from typer.testing import CliRunner; from chexpert_hf.cli import app\n"
