@@ -386,7 +386,7 @@ def test_patients_that_were_trained_on_are_refused_unless_the_ids_are_of_others(
     folder = tmp_path / "source"
     shutil.copytree(source, folder)
     write_patient_hashes(folder / TRAINING_PATIENTS_FILE, [*valid["patient"][:1], "patient99999"])
-    with pytest.raises(CalibrationError, match=r"1 of \d+ patients are, by their ids, among those"):
+    with pytest.raises(CalibrationError, match=r"By their ids, 1 of these \d+ patients were used to train"):
         calibrate(folder, valid, tmp_path / "calibrated")
     assert not (tmp_path / "calibrated").exists()
     calibrate(folder, valid, tmp_path / "calibrated", are_other_people=True)

@@ -110,9 +110,9 @@ def refuse_training_patients(source: Path, patients: Sequence[str]) -> None:
     trained_on = source / TRAINING_PATIENTS_FILE
     if trained_on.exists() and (shared := overlapping_patients(trained_on, patients)):
         raise CalibrationError(
-            f"{len(shared):,} of {len(set(patients)):,} patients are, by their ids, among those that the model was "
-            "trained on, where its scores are surer than elsewhere: calibrate on others, or pass --other-people "
-            "(in Python are_other_people=True) if these ids name other people."
+            f"By their ids, {len(shared):,} of these {len(set(patients)):,} patients were used to train the model, "
+            "whose scores are surer of them than of others: calibrate on others, or pass --other-people (in Python "
+            "are_other_people=True) if these ids name other people."
         )
 
 
