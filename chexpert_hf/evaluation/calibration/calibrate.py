@@ -84,7 +84,14 @@ class CalibratedModel:
         if self.check is None:
             return table
         over = f"Mean over {len(self.check.observations)} observations, {self.check.folds} folds of patients:"
-        return f"{table}\n\n{over}\n{self.check.as_table()}"
+        text = f"{table}\n\n{over}\n{self.check.as_table()}"
+        method, score = self.calibration.method.value, self.check.scaled_brier
+        if score[method] >= score["raw"]:
+            text += (
+                f"\nOn held-out patients {method} is no better than raw (relative Brier {score[method]:.3f} and "
+                f"{score['raw']:.3f}): the model may need no calibration here, or more studies for one."
+            )
+        return text
 
 
 def load_uncalibrated(source: Path) -> CheXpertClassifier:
