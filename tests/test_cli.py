@@ -217,6 +217,8 @@ def test_predict_flags_what_is_no_radiograph_or_refuses_it(monkeypatch, capsys, 
         assert summary["operating_points"] == dict.fromkeys(OBSERVATIONS, 0.5)
         table = pd.read_csv(path)
         assert table["gate"][0] in ("pass", "warning")
+        assert summary["with_warning"] == (table["gate"] == "warning").sum()
+        assert ("The gate warns of 1: see gate_reason." in err) == summary["with_warning"]
         assert table["gate"][1] == {"flag": "flagged", "refuse": "refused"}[mode]
         assert table["Edema positive"].tolist()[0] == int(table["Edema"][0] >= 0.5)
         assert table["Edema"].notna().tolist() == [True, mode == "flag"]
