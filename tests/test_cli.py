@@ -401,8 +401,9 @@ def test_predict_refuses_what_makes_no_sense_before_it_loads_a_model(
 
 
 def test_evaluate_prints_a_table_or_json(monkeypatch, capsys, phantoms, tiny_folder):
-    code, out, _ = run(monkeypatch, capsys, "evaluate", phantoms, "--model", tiny_folder)
+    code, out, err = run(monkeypatch, capsys, "evaluate", phantoms, "--model", tiny_folder)
     assert code == 0
+    assert "--output FOLDER adds intervals, calibration, operating points and subgroups." in err
     assert [line for line in out.splitlines() if line.startswith("Pleural Effusion")]
     code, out, _ = run(monkeypatch, capsys, "evaluate", phantoms, "--model", tiny_folder, "--json")
     result = json.loads(out)
@@ -426,6 +427,7 @@ def test_models_of_other_labels_are_compared_on_those_that_all_of_them_score(
     assert code == 0
     assert "Evaluated are the observations that all models score: Cardiomegaly, Edema, Fracture; tiny-model sc" in err
     assert "other scores" not in err
+    assert "--output FOLDER adds differences between the models, intervals, calibration" in err
     found = json.loads(out)
     assert [*found] == ["tiny-model", "other"]
     for name, folder in (("tiny-model", tiny_folder), ("other", tmp_path / "other")):

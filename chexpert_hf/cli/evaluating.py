@@ -135,6 +135,9 @@ def evaluate(
     show(result if output is None else dict(report.metrics), text, as_json)
     if output is not None:
         say(f"The report is in {output}: report.html, report.md, metrics.json, predictions.")
+    else:
+        differences = "differences between the models, " if len(models) > 1 else ""
+        say(f"--output FOLDER adds {differences}intervals, calibration, operating points and subgroups.")
 
 
 def _by_name(models: Sequence[str]) -> dict[str, list[str]]:
