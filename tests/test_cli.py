@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.cli import app, predicting
+from chexpert_hf.errors import InputError
 from chexpert_hf.gate.fit import fit_gate
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import render_phantom, write_phantoms
@@ -184,6 +185,15 @@ def test_a_resumed_run_keeps_the_runtime_that_auto_was_at_its_start(
     code, _, err = run(monkeypatch, capsys, *resumed, "--precision", "fp32")
     assert code == 2
     assert "was started with runtime ['torch bf16'], this run has ['torch fp32']" in err
+
+
+def test_demo_says_that_it_starts_before_it_loads_the_model(monkeypatch, capsys, tiny_folder):
+    def load(*_, **__):
+        raise InputError("loading")
+
+    monkeypatch.setattr(predicting, "load_classifier", load)
+    _, _, err = run(monkeypatch, capsys, "demo", "--model", tiny_folder)
+    assert err.splitlines()[-2:] == ["Starting the app ...", "Error: loading"]
 
 
 @pytest.fixture

@@ -141,6 +141,7 @@ def demo(
     from chexpert_hf.app.server.credentials import read_credentials
 
     users = read_credentials(auth_file, os.environ.get("CHEXPERT_HF_AUTH"))
+    say("Starting the app ...")
     classifier = load_classifier(model, runtime, precision, autotune=autotune)
     serve_page(classifier, host=host, port=port, auth=users, mcp=mcp)
 
