@@ -85,11 +85,11 @@ class CalibratedModel:
             return table
         over = f"Mean over {len(self.check.observations)} observations, {self.check.folds} folds of patients:"
         text = f"{table}\n\n{over}\n{self.check.as_table()}"
-        method, score = self.calibration.method.value, self.check.scaled_brier
-        if score[method] >= score["raw"]:
+        method = self.calibration.method.value
+        if all(score[method] >= score["raw"] for score in (self.check.scaled_brier, self.check.calibration_error)):
             text += (
-                f"\nOn held-out patients {method} is no better than raw (relative Brier {score[method]:.3f} and "
-                f"{score['raw']:.3f}): the model may need no calibration here, or more studies for one."
+                f"\nOn held-out patients {method} is no better than raw by either score: the model may need no "
+                "calibration here, or more studies for one."
             )
         return text
 
