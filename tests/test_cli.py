@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from chexpert_hf import CheXpertClassifier, CheXpertConfig, CheXpertForImageClassification
 from chexpert_hf.cli import app, predicting
+from chexpert_hf.errors import InputError
 from chexpert_hf.gate.fit import fit_gate
 from chexpert_hf.labels import OBSERVATIONS
 from chexpert_hf.phantoms import render_phantom, write_phantoms
@@ -59,6 +60,19 @@ def test_help_cuts_nothing(columns):
         assert [word for word in words if word not in text] == []
         panels = {getattr(each, "rich_help_panel", None) for each in command.params} - {None}
         assert [panel for panel in panels if f"─ {panel} ─" not in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("predict", "repository id on the Hub, or nih, the bundled model; several make an ensemble."),
+        ("evaluate", "repository id on the Hub, or nih, the bundled model; several are compared with the first."),
+        ("calibrate", "repository id on the Hub, or nih, the bundled model; it is not changed."),
+    ],
+)
+def test_the_help_says_what_becomes_of_the_models(command, words):
+    (option,) = (each for each in get_command(app).commands[command].params if each.name == "model")
+    assert option.help.endswith(words)
 
 
 def test_every_command_has_a_help_text_that_imports_nothing_heavy():
@@ -173,6 +187,15 @@ def test_a_resumed_run_keeps_the_runtime_that_auto_was_at_its_start(
     assert "was started with runtime ['torch bf16'], this run has ['torch fp32']" in err
 
 
+def test_demo_says_that_it_starts_before_it_loads_the_model(monkeypatch, capsys, tiny_folder):
+    def load(*_, **__):
+        raise InputError("loading")
+
+    monkeypatch.setattr(predicting, "load_classifier", load)
+    _, _, err = run(monkeypatch, capsys, "demo", "--model", tiny_folder)
+    assert err.splitlines()[-2:] == ["Starting the app ...", "Error: loading"]
+
+
 @pytest.fixture
 def gated_folder(tiny_folder):
     """A model whose gate knows clouds of 70 x 80 pixels."""
@@ -204,6 +227,8 @@ def test_predict_flags_what_is_no_radiograph_or_refuses_it(monkeypatch, capsys, 
         assert summary["operating_points"] == dict.fromkeys(OBSERVATIONS, 0.5)
         table = pd.read_csv(path)
         assert table["gate"][0] in ("pass", "warning")
+        assert summary["with_warning"] == (table["gate"] == "warning").sum()
+        assert ("The gate warns of 1: see gate_reason." in err) == summary["with_warning"]
         assert table["gate"][1] == {"flag": "flagged", "refuse": "refused"}[mode]
         assert table["Edema positive"].tolist()[0] == int(table["Edema"][0] >= 0.5)
         assert table["Edema"].notna().tolist() == [True, mode == "flag"]
@@ -386,8 +411,9 @@ def test_predict_refuses_what_makes_no_sense_before_it_loads_a_model(
 
 
 def test_evaluate_prints_a_table_or_json(monkeypatch, capsys, phantoms, tiny_folder):
-    code, out, _ = run(monkeypatch, capsys, "evaluate", phantoms, "--model", tiny_folder)
+    code, out, err = run(monkeypatch, capsys, "evaluate", phantoms, "--model", tiny_folder)
     assert code == 0
+    assert "--output FOLDER adds intervals, calibration, operating points and subgroups." in err
     assert [line for line in out.splitlines() if line.startswith("Pleural Effusion")]
     code, out, _ = run(monkeypatch, capsys, "evaluate", phantoms, "--model", tiny_folder, "--json")
     result = json.loads(out)
@@ -411,6 +437,7 @@ def test_models_of_other_labels_are_compared_on_those_that_all_of_them_score(
     assert code == 0
     assert "Evaluated are the observations that all models score: Cardiomegaly, Edema, Fracture; tiny-model sc" in err
     assert "other scores" not in err
+    assert "--output FOLDER adds differences between the models, intervals, calibration" in err
     found = json.loads(out)
     assert [*found] == ["tiny-model", "other"]
     for name, folder in (("tiny-model", tiny_folder), ("other", tmp_path / "other")):
@@ -630,7 +657,7 @@ def test_calibrate_writes_a_folder_whose_card_and_reference_scores_are_its_own(
     )  # fmt: skip
     assert code == 0, err
     text = (report / "report.md").read_text()
-    assert "are, by their ids, among those that the model was calibrated on" in text.split("## ")[0]
+    assert "patients were used to calibrate the model; metrics on them are optimistic" in text.split("## ")[0]
     assert f"{tiny_folder.name} − calibrated" in text
     assert "Largest errors" in (report / "report.html").read_text()
     assert json.loads((report / "metrics.json").read_text())["data"]["views"] > 10

@@ -39,7 +39,7 @@ _PREVALENCE = "Prevalences where the model will be used, if they differ: 'Pneumo
 )
 def evaluate(
     data: options.SeveralData,
-    model: options.Models,
+    model: options.ComparedModels,
     output: Annotated[Path | None, options.output("Folder for a report: HTML, Markdown, JSON, CSV, plots.")] = None,
     split: Annotated[options.Split, Option(help="Split to evaluate on.")] = "valid",
     valid_fraction: options.ValidFraction = 0.1,
@@ -135,6 +135,9 @@ def evaluate(
     show(result if output is None else dict(report.metrics), text, as_json)
     if output is not None:
         say(f"The report is in {output}: report.html, report.md, metrics.json, predictions.")
+    else:
+        differences = "differences between the models, " if len(models) > 1 else ""
+        say(f"--output FOLDER adds {differences}intervals, calibration, operating points and subgroups.")
 
 
 def _by_name(models: Sequence[str]) -> dict[str, list[str]]:
@@ -179,7 +182,7 @@ def _results(
 )
 def calibrate(
     data: options.Data,
-    model: Annotated[str, options.model("Model folder, or nih, the bundled model; it is not changed.")],
+    model: Annotated[str, options.model(f"{options.MODEL_HELP}; it is not changed.")],
     output: Annotated[Path, options.new_folder("New or empty folder for the calibrated model.")],
     split: Annotated[options.Split, Option(help="Split to fit on.")] = "valid",
     valid_fraction: options.ValidFraction = 0.1,

@@ -69,19 +69,23 @@ Data = Annotated[Path, Argument(metavar="DATA", help=f"{_DATA}.", callback=_exis
 SeveralData = Annotated[
     list[Path], Argument(metavar="DATA", help=f"{_DATA}; several count as one.", callback=_existing)
 ]
-_MODEL = "Model folder, repository id on the Hub, or nih, the bundled model"
-Model = Annotated[str, model(f"{_MODEL}.")]
-Models = Annotated[
-    list[str],
-    Option(
+MODEL_HELP = "Model folder, repository id on the Hub, or nih, the bundled model"
+Model = Annotated[str, model(f"{MODEL_HELP}.")]
+
+
+def _models(several: str) -> Any:
+    return Option(
         "--model",
         "-m",
         default_factory=lambda: [DEFAULT_NAME],
         callback=lambda models: [existing_model(model) for model in models],
         show_default=DEFAULT_NAME,
-        help=f"{_MODEL}; several make an ensemble.",
-    ),
-]
+        help=f"{MODEL_HELP}; {several}.",
+    )
+
+
+Models = Annotated[list[str], _models("several make an ensemble")]
+ComparedModels = Annotated[list[str], _models("several are compared with the first")]
 _RUNTIMES = "torch, onnx, openvino, or auto: the fastest that is installed."
 _PRECISIONS = "fp32, bf16, fp16, int8 (exported graphs), or auto: fp32, or bf16 where it is a tenth faster."
 _AUTOTUNE = "Find the fastest by timing on first use, and keep the choice; if not, by the processor's instructions."

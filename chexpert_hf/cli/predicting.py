@@ -112,6 +112,8 @@ def predict(
             summary = score_to_file(classifier, found.files, target, shard=part, models=model, watch=watcher, **speed)
     scored, doubtful = summary.radiographs - summary.failed, summary.not_radiographs
     others = f" {doubtful:,} {'does' if doubtful == 1 else 'do'} not look like a chest radiograph." if doubtful else ""
+    if warned := summary.with_warning:
+        others += f" The gate warns of {warned:,}: see gate_reason."
     where = f" Scores in {target.path}." if target else ""
     say(f"{scored:,} of {summary.radiographs:,} radiographs scored.{others}{where} {DISCLAIMER}")
     if as_json and target is not None:
@@ -139,6 +141,7 @@ def demo(
     from chexpert_hf.app.server.credentials import read_credentials
 
     users = read_credentials(auth_file, os.environ.get("CHEXPERT_HF_AUTH"))
+    say("Starting the app ...")
     classifier = load_classifier(model, runtime, precision, autotune=autotune)
     serve_page(classifier, host=host, port=port, auth=users, mcp=mcp)
 
@@ -227,7 +230,7 @@ def _to_standard_output(
     for row in rows.study_rows(views) if by_study else views:
         sys.stdout.write(lines.line(row).decode())
         sys.stdout.flush()
-    return ScoreSummary(len(files), progress.failed, resumed=0, not_radiographs=progress.not_radiographs)
+    return ScoreSummary(len(files), progress.failed, 0, progress.not_radiographs, progress.with_warning)
 
 
 class _Progress:
@@ -235,7 +238,7 @@ class _Progress:
 
     def __init__(self, bar: "tqdm") -> None:
         self._bar = bar
-        self._count = self.failed = self.not_radiographs = 0
+        self._count = self.failed = self.not_radiographs = self.with_warning = 0
 
     def __call__(self, results: "Iterable[FileResult]", resumed: int, radiographs: int) -> "Iterator[FileResult]":
         if resumed:
@@ -251,6 +254,7 @@ class _Progress:
         self._count += 1
         self.failed += result.error is not None
         self.not_radiographs += result.is_no_radiograph
+        self.with_warning += result.has_warning
         self._bar.update()
         if result.error is not None or result.is_no_radiograph:
             reason = result.error or (result.gate and result.gate.reason)

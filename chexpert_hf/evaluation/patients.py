@@ -21,9 +21,9 @@ CALIBRATION_PATIENTS_FILE = "calibration_patients.json"
 
 _HASH_LENGTH = 16  # hexadecimal digits, 64 bits: two of 65,240 patients share a hash with a probability of 1e-10
 _PURPOSES = {
-    TRAINING_PATIENTS_FILE: "trained on",
-    SELECTION_PATIENTS_FILE: "chosen on, among its checkpoints",
-    CALIBRATION_PATIENTS_FILE: "calibrated on",
+    TRAINING_PATIENTS_FILE: "train the model",
+    SELECTION_PATIENTS_FILE: "choose the model's checkpoint",
+    CALIBRATION_PATIENTS_FILE: "calibrate the model",
 }
 
 
@@ -77,8 +77,8 @@ def seen_patients(folder: Path, patients: Iterable[str]) -> list[str]:
     """
     patients = set(patients)
     return [
-        f"{len(shared):,} of these {len(patients):,} patients are, by their ids, among those that the model "
-        f"was {purpose}: metrics on them are optimistic."
+        f"by their ids, {len(shared):,} of these {len(patients):,} patients were used to {purpose}; metrics on them "
+        "are optimistic."
         for file, purpose in _PURPOSES.items()
         if (folder / file).exists() and (shared := overlapping_patients(folder / file, patients))
     ]

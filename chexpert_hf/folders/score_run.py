@@ -57,6 +57,7 @@ class ScoreSummary:
     failed: int  # without scores: unreadable, or refused by the gate
     resumed: int  # scored by an earlier run
     not_radiographs: int = 0  # that do not look like chest radiographs, if the gate was asked
+    with_warning: int = 0  # chest radiographs of which the gate warns, such as one that is upside down
 
 
 def score_to_file(
@@ -108,7 +109,7 @@ def _score_to_locked(
     rows = RowFormat(classifier.observations, output.gate, output.positives, classifier.labels.none_of_these)
     lines = lines_of(output.rows_file, rows.columns())
     kept = resume_table(output.rows_file, lines, names, batch_size)
-    failed, not_radiographs = kept.failed, kept.not_radiographs
+    failed, not_radiographs, with_warning = kept.failed, kept.not_radiographs, kept.with_warning
     remaining = names[kept.rows :]
     speed: dict[str, Any] = {"batch_size": batch_size, "gate": output.gate, "workers": workers, "maps": maps}
     results = score_with_overlays(classifier, remaining, output.overlays, common, **speed)
@@ -118,7 +119,8 @@ def _score_to_locked(
             table.append(rows.rows(batch))
             failed += sum(result.error is not None for result in batch)
             not_radiographs += sum(result.is_no_radiograph for result in batch)
-    summary = ScoreSummary(len(names), failed, kept.rows, not_radiographs)
+            with_warning += sum(result.has_warning for result in batch)
+    summary = ScoreSummary(len(names), failed, kept.rows, not_radiographs, with_warning)
     if output.is_written_at_end:
         views = read_rows(output.rows_file, rows.columns())
         table_rows = rows.study_rows(views) if output.by_study else views
@@ -191,7 +193,8 @@ def _finished_summary(output: ScoreOutput, finished: Any, names: Sequence[Radiog
             "with --overwrite."
         )
     total, failed = finished["radiographs"], finished["failed"]
-    return ScoreSummary(total, failed, resumed=total, not_radiographs=finished.get("not_radiographs", 0))
+    of_gate = {name: finished.get(name, 0) for name in ("not_radiographs", "with_warning")}
+    return ScoreSummary(total, failed, resumed=total, **of_gate)
 
 
 def _digest(names: Iterable[RadiographFile]) -> str:

@@ -99,11 +99,12 @@ def readable(text: str) -> str:
 
 
 class KeptRows(NamedTuple):
-    """Numbers of rows kept of an earlier run: all; with an error; of images that do not look like chest radiographs."""
+    """Numbers of rows kept of an earlier run: all, and those with an error or one of the gate's verdicts."""
 
     rows: int = 0
     failed: int = 0
     not_radiographs: int = 0
+    with_warning: int = 0
 
 
 class GrowingTable(AbstractContextManager["GrowingTable"]):
@@ -147,7 +148,7 @@ def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_si
         if not lines.header().startswith(header):
             raise InputError(f"{path} has other columns than this run would write; choose another output.")
         end = kept_end = len(header) if header == lines.header() else 0  # a header that was cut off is written again
-        kept, failed, not_radiographs = KeptRows(), 0, 0
+        kept, failed, not_radiographs, with_warning = KeptRows(), 0, 0, 0
         gate = lines.columns.index("gate") if "gate" in lines.columns else None
         count, row = 0, b""
         for line in stream:
@@ -159,8 +160,9 @@ def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_si
             row = b""
             failed += cells[-1] is not None
             not_radiographs += gate is not None and cells[gate] in NOT_RADIOGRAPH
+            with_warning += gate is not None and cells[gate] == "warning"
             if count % batch_size == 0 or count == len(names):
-                kept, kept_end = KeptRows(count, failed, not_radiographs), end
+                kept, kept_end = KeptRows(count, failed, not_radiographs, with_warning), end
         stream.truncate(kept_end)
     return kept
 

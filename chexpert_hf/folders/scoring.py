@@ -47,6 +47,11 @@ class FileResult:
         """Whether the gate judged that the image is no chest radiograph; False if the gate was not asked."""
         return self.gate is not None and not self.gate.is_chest_radiograph
 
+    @property
+    def has_warning(self) -> bool:
+        """Whether the gate takes the image for a chest radiograph and warns of it, as of one that is upside down."""
+        return self.gate is not None and self.gate.state == "warning"
+
 
 def score_files(
     classifier: CheXpertClassifier,

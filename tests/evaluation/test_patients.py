@@ -5,6 +5,7 @@ import pytest
 
 from chexpert_hf.evaluation.patients import (
     CALIBRATION_PATIENTS_FILE,
+    SELECTION_PATIENTS_FILE,
     TRAINING_PATIENTS_FILE,
     PatientsFileError,
     hash_patients,
@@ -68,12 +69,13 @@ def test_a_model_that_saw_the_patients_is_warned_about(tmp_path):
     assert seen_patients(tmp_path, PATIENTS) == []
     write_patient_hashes(tmp_path / TRAINING_PATIENTS_FILE, PATIENTS[:3])
     write_patient_hashes(tmp_path / CALIBRATION_PATIENTS_FILE, PATIENTS[40:])
-    trained, calibrated = seen_patients(tmp_path, PATIENTS * 2)
-    assert trained.startswith("3 of these 50 patients")
-    assert "the model was trained on" in trained
-    assert calibrated.startswith("10 of these 50 patients")
-    assert "the model was calibrated on" in calibrated
-    assert seen_patients(tmp_path, PATIENTS[10:30]) == []
+    write_patient_hashes(tmp_path / SELECTION_PATIENTS_FILE, PATIENTS[20:24])
+    uses = ((3, "train the model"), (4, "choose the model's checkpoint"), (10, "calibrate the model"))
+    assert seen_patients(tmp_path, PATIENTS * 2) == [
+        f"by their ids, {number} of these 50 patients were used to {use}; metrics on them are optimistic."
+        for number, use in uses
+    ]
+    assert seen_patients(tmp_path, PATIENTS[10:20]) == []
 
 
 @pytest.mark.parametrize(("written", "asked"), [("NIH/0001", "0001"), ("0001", "NIH/0001"), ("NIH/0001", "NIH/0001")])

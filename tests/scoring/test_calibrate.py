@@ -29,6 +29,7 @@ from chexpert_hf.evaluation.calibration.calibrate import (
 )
 from chexpert_hf.evaluation.calibration.calibration import (
     Calibration,
+    CalibrationCheck,
     CalibrationError,
     Method,
     OperatingPoint,
@@ -298,6 +299,17 @@ def test_the_result_as_text_and_json_names_every_observation_and_each_reason():
     assert content["operating_points"]["Edema"]["ppv"] == 0.75
 
 
+@pytest.mark.parametrize(
+    ("platt", "error", "says"), [(0.86, 0.11, True), (0.85, 0.1, True), (0.84, 0.11, False), (0.86, 0.05, False)]
+)
+def test_a_calibration_that_does_not_help_held_out_patients_is_said(platt, error, says):
+    calibration = Calibration(Method.PLATT, {"Edema": Platt(1.25, -0.5)}, {})
+    brier = {"raw": 0.85, "platt": platt, "temperature": 0.8, "isotonic": 0.8}
+    check = CalibrationCheck(("Edema",), 5, brier, dict.fromkeys(brier, 0.1) | {"platt": error})
+    last = CalibratedModel(calibration, {}, {}, 40, check).as_table().splitlines()[-1]
+    assert last.startswith("On held-out patients platt is no better than raw") == says
+
+
 def test_the_files_come_along_but_for_what_is_no_longer_true(source, valid, tmp_path):
     before = {path.name: path.read_bytes() for path in source.iterdir() if path.is_file()}
     output = tmp_path / "calibrated"
@@ -386,7 +398,7 @@ def test_patients_that_were_trained_on_are_refused_unless_the_ids_are_of_others(
     folder = tmp_path / "source"
     shutil.copytree(source, folder)
     write_patient_hashes(folder / TRAINING_PATIENTS_FILE, [*valid["patient"][:1], "patient99999"])
-    with pytest.raises(CalibrationError, match=r"1 of \d+ patients are, by their ids, among those"):
+    with pytest.raises(CalibrationError, match=r"By their ids, 1 of these \d+ patients were used to train"):
         calibrate(folder, valid, tmp_path / "calibrated")
     assert not (tmp_path / "calibrated").exists()
     calibrate(folder, valid, tmp_path / "calibrated", are_other_people=True)

@@ -177,7 +177,7 @@ def test_patients_of_a_joint_training_are_noticed_in_each_data_set(phantoms: Pat
     train(SMALL.override(num_patients=30), [phantoms, nih], tmp_path / "model", say=lambda _line: None)
     for folder in (phantoms, nih):
         seen = load_dataset(folder, splits=["train"], valid_fraction=0)["train"]["patient"][:]
-        assert any("trained on" in line for line in seen_patients(tmp_path / "model", seen))
+        assert any("used to train the model" in line for line in seen_patients(tmp_path / "model", seen))
     assert not seen_patients(tmp_path / "model", ["nobody"])
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import sys
 from contextlib import AbstractContextManager
 from ipaddress import ip_address
 
@@ -15,7 +16,8 @@ _FIRST_PORT, _NUM_PORTS, _MAX_PORT = 7860, 100, 65_535  # the first one is the p
 def listening_socket(host: str, port: int | None = None) -> socket.socket:
     """Open a socket that listens at an IPv4 or IPv6 address, with or without brackets, or a host name.
 
-    Without a port it takes the first free one from `GRADIO_SERVER_PORT` or 7860 on.
+    Without a port it takes the first free one from `GRADIO_SERVER_PORT` or 7860 on, and says on standard error if
+    that is another one.
 
     Raises:
         InputError: If no interface of this machine has the address, or the port is taken.
@@ -28,6 +30,8 @@ def listening_socket(host: str, port: int | None = None) -> socket.socket:
             listener = socket.create_server((plain, number), family=family, backlog=2048)
             # Accepted sockets take it over. Without it, an answer in two packets waits for a delayed acknowledgement.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if port is None and number != first:  # a program that expects the usual port would reach another server
+                print(f"Port {first} is taken; using port {number} instead.", file=sys.stderr)
             return listener
         except (OSError, UnicodeError, OverflowError) as error:
             problem = error
@@ -36,7 +40,8 @@ def listening_socket(host: str, port: int | None = None) -> socket.socket:
                     f"Expected an address of this machine for --host, got {host!r} ({error}); leave it out for "
                     "127.0.0.1, or use 0.0.0.0 (IPv4) or :: (IPv6) for all networks."
                 ) from error
-    raise InputError(f"The page cannot be served at {host}, port {port or f'from {first} on'}: {problem}") from problem
+    tried = port or f"{first} to {number}"
+    raise InputError(f"The page cannot be served at {host}, port {tried}: {problem}. Pass another --port.") from problem
 
 
 def _first_port() -> int:

@@ -84,7 +84,14 @@ class CalibratedModel:
         if self.check is None:
             return table
         over = f"Mean over {len(self.check.observations)} observations, {self.check.folds} folds of patients:"
-        return f"{table}\n\n{over}\n{self.check.as_table()}"
+        text = f"{table}\n\n{over}\n{self.check.as_table()}"
+        method = self.calibration.method.value
+        if all(score[method] >= score["raw"] for score in (self.check.scaled_brier, self.check.calibration_error)):
+            text += (
+                f"\nOn held-out patients {method} is no better than raw by either score: the model may need no "
+                "calibration here, or more studies for one."
+            )
+        return text
 
 
 def load_uncalibrated(source: Path) -> CheXpertClassifier:
@@ -110,9 +117,9 @@ def refuse_training_patients(source: Path, patients: Sequence[str]) -> None:
     trained_on = source / TRAINING_PATIENTS_FILE
     if trained_on.exists() and (shared := overlapping_patients(trained_on, patients)):
         raise CalibrationError(
-            f"{len(shared):,} of {len(set(patients)):,} patients are, by their ids, among those that the model was "
-            "trained on, where its scores are surer than elsewhere: calibrate on others, or pass --other-people "
-            "(in Python are_other_people=True) if these ids name other people."
+            f"By their ids, {len(shared):,} of these {len(set(patients)):,} patients were used to train the model, "
+            "whose scores are surer of them than of others: calibrate on others, or pass --other-people (in Python "
+            "are_other_people=True) if these ids name other people."
         )
 
 

@@ -90,9 +90,12 @@ def _summary(observations: Sequence[Mapping[str, Any]]) -> str:
     text += f"; worst: {worst['observation']} ({number(worst['auroc']['value'])})." if len(judged) > 1 else "."
     points = ((item["observation"], item["operating_point"]) for item in judged)
     missed = [name for name, point in points if point and point["sensitivity"]["value"] < _HARDLY_ANY]
-    return text + (
-        f" Fewer than one in ten positive studies are called positive of {', '.join(missed)}." * bool(missed)
-    )
+    if missed:
+        text += (
+            f" Fewer than one in ten positive studies reach the operating points of {', '.join(missed)}; "
+            "chexpert-hf calibrate with --operating-points chooses others."
+        )
+    return text
 
 
 def _reference_note(result: Mapping[str, Any]) -> str:

@@ -140,17 +140,21 @@ def test_a_port_that_is_taken_is_one_line_and_leaves_no_folder(server, classifie
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     port = int(server.url.split(":")[-1].strip("/"))
     with (
-        pytest.raises(InputError, match=rf"cannot be served at 127\.0\.0\.1, port {port}"),
+        pytest.raises(InputError, match=rf"cannot be served at 127\.0\.0\.1, port {port}: .* Pass another --port"),
         serving(empty_page, classifier, port=port),
     ):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_a_port_the_next_free_one_is_taken(classifier):
-    with serving(empty_page, classifier) as first, serving(empty_page, classifier) as second:
-        assert first != second
-        assert [httpx.get(f"{url}api/v1/health").json() for url in (first, second)] == [{"status": "ok"}] * 2
+def test_without_a_port_the_next_free_one_is_taken_and_said(classifier, capsys):
+    with serving(empty_page, classifier) as first:
+        capsys.readouterr()
+        with serving(empty_page, classifier) as second:
+            assert first != second
+            assert [httpx.get(f"{url}api/v1/health").json() for url in (first, second)] == [{"status": "ok"}] * 2
+            number = second.split(":")[-1].strip("/")
+            assert f"Port 7860 is taken; using port {number} instead." in capsys.readouterr().err
 
 
 def test_files_of_components_lie_in_the_private_folder(classifier):
