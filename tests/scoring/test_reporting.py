@@ -117,4 +117,4 @@ def test_a_model_that_does_not_record_its_training_patients_is_said_not_to(tiny_
 def test_the_bundled_model_warns_of_its_training_patients_under_its_name():
     assert patient_warnings(["nih"], ["nobody"]) == []
     (warning,) = patient_warnings(["nih"], ["nobody", "patient00001"])
-    assert warning.startswith("nih: 1 of these 2 patients")
+    assert warning.startswith("nih: by their ids, 1 of these 2 patients were used to train the model")
