@@ -138,7 +138,7 @@ def test_patients_that_a_model_was_calibrated_on_are_refused_or_warned_of(folder
         evaluate(tmp_path / "calibrated", phantoms)
     with pytest.warns(UserWarning, match="calibrated"):
         evaluate(tmp_path / "calibrated", phantoms, output=tmp_path / "report", allow_calibration_patients=True)
-    assert "calibrated on" in (tmp_path / "report" / "report.md").read_text().split("## ")[0]
+    assert "used to calibrate the model" in (tmp_path / "report" / "report.md").read_text().split("## ")[0]
 
 
 def test_a_split_that_is_given_names_itself(folder, phantoms, tmp_path):

@@ -100,6 +100,8 @@ def test_a_repository_with_divided_weights_of_transformers_is_fetched_whole(
 def test_an_exported_graph_is_fetched_where_its_precision_is_asked_for(
     model_folder: Path, hub: Hub, api: HfApi, client: Path
 ) -> None:
+    pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
     export_model(model_folder, "onnx", "fp16")
     push_model(model_folder, "me/tiny", api=api)
     CheXpertClassifier.from_pretrained("me/tiny")
