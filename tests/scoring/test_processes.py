@@ -194,16 +194,13 @@ if __name__ == "__main__":
 def test_reading_processes_end_with_their_parent(images, tmp_path, kind):
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [sys.executable, tmp_path / "script.py", *images[4:8]]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    with subprocess.Popen(command, **pipes) as parent:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 2
-        if kind == signal.SIGINT:
-            os.killpg(parent.pid, kind)  # as Ctrl-C in a terminal
-        else:
-            parent.send_signal(kind)
+        parent.send_signal(kind)
         _, errors = parent.communicate()
-    assert errors.count("KeyboardInterrupt") == (kind == signal.SIGINT)  # the script's own
+    # The script's own. A process whose parent is killed in the midst of an answer may print multiprocessing's traceback.
+    assert errors.count("KeyboardInterrupt") == (kind == signal.SIGINT)
     end = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
         time.sleep(0.05)
