@@ -199,7 +199,7 @@ def test_reading_processes_end_with_their_parent(images, tmp_path, kind):
         assert len(pids) == 2
         parent.send_signal(kind)
         _, errors = parent.communicate()
-    # The script's own. A process whose parent is killed in the midst of an answer may print multiprocessing's traceback.
+    # The script's own. A process whose parent is killed while it answers may print a traceback of multiprocessing.
     assert errors.count("KeyboardInterrupt") == (kind == signal.SIGINT)
     end = time.monotonic() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < end:
