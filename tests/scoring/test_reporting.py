@@ -112,9 +112,3 @@ def test_a_model_that_does_not_record_its_training_patients_is_said_not_to(tiny_
     write_patient_hashes(tiny_folder / TRAINING_PATIENTS_FILE, ["b"])
     assert patient_warnings([str(tiny_folder)], ["a"]) == []
     assert len(patient_warnings([str(tiny_folder)], ["a", "b"])) == 1
-
-
-def test_the_bundled_model_warns_of_its_training_patients_under_its_name():
-    assert patient_warnings(["nih"], ["nobody"]) == []
-    (warning,) = patient_warnings(["nih"], ["nobody", "patient00001"])
-    assert warning.startswith("nih: by their ids, 1 of these 2 patients were used to train the model")

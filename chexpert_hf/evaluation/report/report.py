@@ -26,9 +26,9 @@ from chexpert_hf.files import result_folder, write_json
 _FEW = f"not judged: fewer than {MIN_STUDIES_PER_CLASS} studies of a class"
 _HARDLY_ANY = 0.1  # sensitivity at an operating point that finds hardly any positive study
 
-LABELS_PREFIX = (
-    "truth"  # of the columns of labels in predictions_studies.csv, where those of scores have the model's name
-)
+LABELS_PREFIX = "truth"
+"""Prefix of the columns of labels in predictions_studies.csv; that of scores is the model's name."""
+
 MAX_PANELS = 4  # observations in the plot of the subgroups, those with most groups
 
 

@@ -12,7 +12,6 @@ from PIL import Image
 from chexpert_hf.configuration_chexpert import DEFAULT_OPERATING_POINT, CheXpertConfig
 from chexpert_hf.datasets.image_files import image_files
 from chexpert_hf.datasets.reference import Reference
-from chexpert_hf.default_model import resolve_model
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import Groups, ModelScores, assess
 from chexpert_hf.evaluation.calibration.records import record_of
@@ -189,13 +188,13 @@ def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations
 
 
 def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
-    """Return warnings for each model, a folder, "nih" or a repository, each after the model's name.
+    """Return warnings for each model, a folder or a repository, each after the model's name.
 
     They are those of `seen_patients`, or that nothing is known of the patients that the model was trained on, as of
     imported models and those of the Hub.
     """
     warnings = []
-    for model in map(Path, map(resolve_model, models)):
+    for model in map(Path, models):
         lines = seen_patients(model, patients)
         if not (model / TRAINING_PATIENTS_FILE).exists():
             lines.append("its training patients are not recorded; if some are among these, metrics are optimistic.")
@@ -204,8 +203,8 @@ def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str
 
 
 def refuse_calibration_patients(models: Sequence[str], patients: Sequence[str]) -> None:
-    """Raise InputError if a model, given as a folder or "nih", was calibrated on some of these patients."""
-    for model in map(resolve_model, models):
+    """Raise InputError if a model, given as a folder, was calibrated on some of these patients."""
+    for model in models:
         file = Path(model) / CALIBRATION_PATIENTS_FILE
         if file.is_file() and (shared := overlapping_patients(file, patients)):
             raise InputError(
