@@ -21,7 +21,7 @@ SINGLY = 4
 """Of so many files, one is also sent alone."""
 
 ROW_ERROR = re.compile(r'<td role="cell" class="row-error" colspan="\d+">(.*?)</td>')
-LINE = re.compile(r"<p>(.*?)</p>|View \d+ has no scores: (.*?)</li>")
+ALERT = re.compile(r'<div class="error-line" role="alert">\s*<div>(.*?)</div>', re.DOTALL)
 
 
 def is_one_line(message: str) -> bool:
@@ -90,7 +90,9 @@ def still_right(page, capfd):
 
 def lines_of(html: str) -> list[str]:
     """What the page says was wrong, each view of a study for itself."""
-    lines = [unescape(one or other) for one, other in LINE.findall(html.replace('<b class="given"></b>', ""))]
+    alerts = "".join(ALERT.findall(html)).replace('<b class="given"></b>', "")
+    found = [*re.findall(r"<p>(.*?)</p>", alerts), *re.findall(r"View \d+ has no scores: (.*?)</li>", html)]
+    lines = [unescape(line) for line in found]
     return [part for line in lines for part in re.split(r" ?View \d+ \(film\) has no scores: ", line) if part]
 
 
