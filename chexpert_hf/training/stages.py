@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from chexpert_hf.files import first_line, replacing
 from chexpert_hf.folders.dataset import predict_dataset
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import UNCERTAIN, UncertaintyPolicy
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.loading import load_model
+from chexpert_hf.models.loading import load_model, load_processor
 from chexpert_hf.models.model_files import CURVE_FILE, RECIPE_FILE, read_checksums
 from chexpert_hf.models.repositories import model_folder
 from chexpert_hf.publishing.card import MODEL_FIELDS
 from chexpert_hf.scoring.classifier import CheXpertClassifier
+from chexpert_hf.training.initial_model import build_processor
 from chexpert_hf.training.recipe import Recipe, RecipeError
 
 
@@ -96,7 +98,7 @@ class Stages:
         """Return the teachers for distillation: models that the recipe names, or else ones trained here.
 
         Those trained here have this recipe and the next seeds. Empty without distillation. Raise RecipeError if a
-        teacher has other observations.
+        teacher has other observations, or an image processor that makes other pixel values.
         """
         recipe = self.recipe
         if not recipe.distillation:
@@ -109,11 +111,18 @@ class Stages:
                 values |= {"calibration_folds": 0, "calibration_models": ()}
             names.append(str(self.trained(recipe.override(**values), f"teachers/teacher-{number}")))
         models = [load_model(name) for name in names]
+        own = _pixel_values_settings(build_processor(recipe))
         for name, model in zip(names, models, strict=True):
             if model.config.observations != recipe.observations:
                 raise RecipeError(
                     f"distillation_models names {name}, which predicts {', '.join(model.config.observations)}; "
                     f"expected the observations of the recipe, in their order: {', '.join(recipe.observations)}."
+                )
+            other = _pixel_values_settings(load_processor(model_folder(name)))
+            if different := [f"{key} {other[key]} instead of {own[key]}" for key in own if other[key] != own[key]]:
+                raise RecipeError(
+                    f"distillation_models names {name}, whose image processor has {', '.join(different)}; teachers get "
+                    "the same pixel values as the model, so expected one that differs in the image size alone."
                 )
         return models
 
@@ -128,6 +137,11 @@ class Stages:
             return model_folder(recipe.calibration_models[fold])
         self.say(f"For the calibration: training without part {fold + 1} of {recipe.calibration_folds}.")
         return self.trained(recipe.override(held_out_fold=fold), f"folds/fold-{fold + 1}")
+
+
+def _pixel_values_settings(processor: CheXpertImageProcessor) -> dict[str, Any]:
+    """Return the settings of a processor that decide on the pixel values of an image of a given size."""
+    return {name: getattr(processor, name) for name in ("image_mean", "image_std", "gray_range", "do_square_crop")}
 
 
 def expect_same_recipe(recipe: Recipe, folder: Path) -> None:

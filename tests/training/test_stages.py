@@ -313,6 +313,14 @@ def test_teachers_of_other_observations_are_refused(phantoms, tiny_folder, tmp_p
         quiet(recipe, phantoms, tmp_path / "student")
 
 
+def test_teachers_whose_processor_makes_other_pixel_values_are_refused(phantoms, tmp_path):
+    other = RECIPE.override(policy="u-ones", epochs=1, gray_range=False)
+    teacher = quiet(other, phantoms, tmp_path / "teacher").folder
+    recipe = RECIPE.override(policy="u-ones", distillation=0.5, distillation_models=[str(teacher)])
+    with pytest.raises(RecipeError, match="whose image processor has gray_range None instead of"):
+        quiet(recipe, phantoms, tmp_path / "student")
+
+
 def test_images_that_are_kept_in_memory_give_the_same_model(phantoms, tmp_path):
     recipe = RECIPE.override(policy="u-ones")
     read_again = quiet(recipe, phantoms, tmp_path / "read").folder
