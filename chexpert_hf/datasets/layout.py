@@ -106,27 +106,27 @@ def find_table(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def table_in(folder: Path, names: Sequence[str]) -> Path:
-    """Return the same as `find_table`, but raise DatasetError instead of returning None."""
+    """Return a table as `find_table` does, but raise DatasetError instead of returning None."""
     if file := find_table(folder, names):
         return file
     raise DatasetError(f"No table of a data set in {str(folder)!r}; looked for {', '.join(names)}. Add it.")
 
 
 def only_train(*tables: Sequence[str]) -> Callable[[Path, str], bool]:
-    """Return a `has_split` for data sets with a train split only, which exists if all `tables` do.
+    """Return the `has_split` of a layout with a train split only; the split exists if all its tables do.
 
-    Each of `tables` is the possible names of one table.
+    Each argument lists the possible names of one table.
     """
     return lambda folder, split: split == "train" and all(find_table(folder, names) for names in tables)
 
 
 def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
-    """Find images that may be anywhere below a folder, or in another format; return one path per expected path.
+    """Find images that may be in another folder or format than expected; return one path for each expected path.
 
-    Each is the expected path if it exists, else an image of the same name in another folder, else one whose name
-    differs in the suffix only, else the expected path anyway. Folders whose name contains "mask" are skipped.
-    Raise DatasetError if several images elsewhere could be meant, such as an original and a smaller copy. Of links to
-    the same image, the first path counts.
+    It is the expected path if that image exists, else that of an image below `folder` with the same name, else with
+    the same name but for its suffix; if there is none either, the expected path. Folders whose name contains "mask" are
+    skipped. Raise DatasetError if several images match an expected path, such as an original and a smaller copy. If
+    several links lead to one image, the first path is returned.
     """
     paths: set[str] = set()
     by_name: dict[str, list[str]] = {}
@@ -165,20 +165,21 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
 
 
 def without_suffix(path: str) -> str:
-    """Return a path without the suffix of an image; the end of a DICOM UID, as in "1.2.840.17", is none."""
+    """Return a path without an image's suffix, such as ".png"; a DICOM UID, such as "1.2.840.17", stays whole."""
     return re.sub(_SUFFIX, "", path)
 
 
 def image_names(paths: pd.Series) -> pd.Series:
-    """Return a name for each image: its path without the suffix, or with it where two paths differ in that only."""
+    """Return a unique name for each image: its path without suffix, or with it if two names would be equal."""
     names = paths.str.replace(_SUFFIX, "", regex=True)
     return names.where(~names.duplicated(keep=False), paths)
 
 
 def mask_of_runs(runs: Sequence[int], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Return a mask of `size` (height, width) from run lengths, alternately outside and inside, column by column.
+    """Return a mask of `size` (height, width) from lengths of runs of pixels, column by column.
 
-    Pixels after the last run are outside. Raises ValueError if a run is negative, or their sum exceeds the size.
+    The first run is outside the mask, the second inside, and so on; pixels after the last one are outside. Raises
+    ValueError if a run is negative, or their sum exceeds the number of pixels.
     """
     height, width = size
     if min(runs, default=0) < 0 or sum(runs) > height * width:
@@ -204,7 +205,7 @@ def rows(
     """Make the table of a split that `Layout.read` returns; columns are sequences, or one value for all rows.
 
     Args:
-        index: The row number of each radiograph in the file, for errors; the header is row 1.
+        index: The row number of each radiograph in the file, for error messages; the header is row 1.
         path: Paths below the data set's folder, with "/".
         patient: Names of patients, unique in the data set. If None, each study counts as a patient.
         study: Names of studies, unique in the data set. If None, each image is a study, named like its path

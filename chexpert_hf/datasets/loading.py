@@ -83,10 +83,10 @@ def load_dataset(
         follow_links: Whether image files may be links that lead out of the folder. If False, the check refuses them.
         say: Called with lines for the user: how many files are reached by links, which labels a data set lacks, how
             many radiographs are left if only one of train and valid is loaded after patients were held out, and whether
-            splits may share patients because the files name none or data sets overlap.
+            splits may share patients because the files do not name patients or data sets overlap.
         frontal_only: Whether to drop lateral views.
-        observations: The observations in `labels`, in this order, by the names in the files or in other label sets; if
-            None, those of the layout, or the union of several.
+        observations: The observations in `labels`, in this order, named as in the files or in another label set; if
+            None, those of the layout; of several data sets, the union of theirs.
         num_patients: Take only this many of the patients in train (after `frontal_only`); other splits stay whole. A
             smaller subset is part of a larger one.
         valid_fraction: Fraction of the patients of train to hold out if there is no valid split, in [0, 1]; with 1,
@@ -174,7 +174,7 @@ def _read(
 def _expect_distinct(found: Sequence[tuple[Layout, Path]], say: Callable[[str], None] | None) -> None:
     """Raise DatasetError if two data sets have the same name.
 
-    Warn through `say` if data sets may share radiographs under different file names, as some made of NIH's do.
+    Warn through `say` if two data sets, both made from NIH's, may share radiographs under different file names.
     """
     names = [folder.name for _, folder in found]
     if repeated := next((name for name in names if names.count(name) > 1), None):
@@ -227,10 +227,10 @@ def _refuse_bad_files(
 
 
 def expect_labels(data: Dataset, observations: Sequence[str]) -> None:
-    """Raise DatasetError if a split lacks a column, or has other labels than the observations, or in another order.
+    """Raise DatasetError if a split lacks a column, or if its labels are not `observations` in this order.
 
-    Which labels they are is known of splits from `load_dataset`, also if they were filtered or joined; of others, only
-    their number is.
+    Only splits from `load_dataset`, filtered or joined or not, state the names of their labels. For any other data,
+    the number of labels is compared.
     """
     if missing := [name for name in ("image", "path", "patient", "study", "labels") if name not in data.column_names]:
         raise DatasetError(
@@ -256,14 +256,14 @@ def _to_dataset(table: pd.DataFrame, split: str, observations: Sequence[str]) ->
     labels_type = List(Value("float32"), length=len(observations))
     columns = {name: Value(_TYPES.get(name, "string")) for name in COLUMNS}
     features = Features({"image": Image(), **columns, "labels": labels_type})
-    # Built as stored, a path without bytes: to encode 223,414 paths one by one would take a second.
+    # Built in the stored form, a path without bytes: encoding 223,414 paths one by one would take a second.
     files = pa.array((table["folder"] + os.sep + table["file"]).astype(object), pa.string())
     images = pa.StructArray.from_arrays([pa.nulls(len(table), pa.binary()), files], names=["bytes", "path"])
     values = pa.array(table[list(observations)].to_numpy(np.float32).ravel())
     plain = {name: pa.array(table[name], dtype.pa_type, from_pandas=True) for name, dtype in columns.items()}
     arrow = pa.table({"image": images, **plain, "labels": pa.FixedSizeListArray.from_arrays(values, len(observations))})
     info = DatasetInfo(description=_labels_line(observations), features=features)
-    # Names the content, for the caches of datasets, which would pickle the whole table for that.
+    # A fingerprint of the content for the caches of `datasets`, which would pickle the whole table to make one.
     digest = hashlib.blake2b(info.description.encode(), digest_size=8)
     for column in arrow.columns:
         for buffer in (buffer for chunk in column.chunks for buffer in chunk.buffers() if buffer is not None):

@@ -2,8 +2,7 @@
 
 The column Path names the image of a row. A column with the name of an observation, or mapped to one, holds its labels.
 In a column `Observation`, each cell names one finding that is in the image; findings that are not named are unknown.
-Rows with `x, y, width, height` are boxes, in pixels of the upright image (with its EXIF orientation) at
-its full size.
+Rows with `x, y, width, height` are boxes, in pixels of the upright image (with its EXIF orientation) at full size.
 """
 
 from collections import defaultdict
@@ -41,7 +40,7 @@ _CERTAINTY = {POSITIVE: 1.0, UNCERTAIN: 0.5, NEGATIVE: 0.0}
 
 
 class ReferenceFileError(InputError):
-    """A reference standard cannot be read, or is about none of the images of the split."""
+    """A reference standard cannot be read, or has none of the images of the split."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Reference:
 class _Choice:
     """A column of a reference standard, and the observation that its labels are compared with.
 
-    `value` is the text that is positive; None if cells are numbers, or if the observation's name is positive.
+    `value` is the text that is positive, such as "Normal"; None: the observation's name, or 1 if cells are numbers.
     """
 
     column: str
@@ -124,13 +123,13 @@ def read_reference(
         against: Conditions on the negatives, such as "Class=Normal". For each condition, every target is added once
             more, with all its positives but only those negatives that meet the condition.
         name: Who set the labels; the file's name if None.
-        images: Paths of the images in the data set, which the file may state with further folders in front, or
-            without some of theirs. Other paths keep their last four parts, such as
+        images: Paths of the images in the data set. The column Path may have more folders in front than these paths,
+            or fewer. Of a path that is none of these images, the last four parts are kept, such as
             "train/patient00001/study1/view1_frontal.jpg".
 
     Raises:
         ReferenceFileError: If the file cannot be read, has no labels, or a cell, a box, `mapping` or `against` is
-            wrong; or if a path could be that of several `images`, or two paths that of one.
+            wrong; or if a path in it fits several `images`, or two different paths fit one image.
     """
     cells = _read_cells(file)
     cells["Path"] = _paths_in(cells["Path"], images, file)
@@ -189,7 +188,7 @@ def _read_cells(file: Path) -> pd.DataFrame:
 
 
 def _paths_in(stated: pd.Series, images: Sequence[str], file: Path) -> pd.Series:
-    """Return the path of the image that each stated path means; see `images` of `read_reference`."""
+    """Return the image's path for each cell of the column Path; see `images` of `read_reference`."""
     known, ends = set(images), defaultdict(list)
     for image in images:
         for end in _ends(image)[1:]:
@@ -220,7 +219,7 @@ def _paths_in(stated: pd.Series, images: Sequence[str], file: Path) -> pd.Series
 
 
 def _ends(path: str) -> list[str]:
-    """Return all ends of a path: "a/b/c", "b/c" and "c" of "a/b/c"."""
+    """Return all ends of a path, longest first: for "a/b/c" these are "a/b/c", "b/c" and "c"."""
     parts = path.split("/")
     return ["/".join(parts[start:]) for start in range(len(parts))]
 
@@ -253,7 +252,10 @@ def _read_boxes(cells: pd.DataFrame, file: Path) -> dict[int, Box]:
 
 
 def observation_named(name: str, observations: Sequence[str]) -> str:
-    """Return which of `observations` a name stands for, else which of CheXpert's, else the name itself."""
+    """Return the one of `observations` that a name means, such as "Lung Lesion" for "Mass".
+
+    If there is none, return the one of CheXpert's 14 observations that the name means, else the name itself.
+    """
     broader = _BROADER_NAMES.get(name, name)
     same = same_label(name, observations) or same_label(broader, observations)
     return same or same_label(broader, OBSERVATIONS) or name
@@ -327,7 +329,7 @@ def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
 
 
 def _per_image(values: pd.Series, paths: pd.Series, boxed: set[int], where: str) -> dict[str, float]:
-    """Return path -> label, NaN if not stated. Rows of one image may differ only if each has a box; the highest counts.
+    """Return path -> label, the highest of an image's rows, which may differ only if each has a box; NaN if not stated.
 
     `values` are certainties by row, `boxed` the rows with a box, and `where` names file and column in errors.
     """
@@ -355,5 +357,5 @@ def _paths_where(text: str, cells: pd.DataFrame, file: Path) -> set[str]:
 
 
 def _is_text(cells: pd.Series, value: str) -> pd.Series:
-    """Return whether each cell is a text, in capitals or not: "normal" among "Normal" is no other reading."""
+    """Return whether each cell is the text `value`, ignoring case."""
     return cells.str.casefold() == value.casefold()

@@ -107,7 +107,7 @@ def _table_with(text: str) -> Layout:
 
 
 def _layout_of(folder: Path, layouts: Sequence[Layout]) -> Layout | None:
-    """Return the first of `layouts` that a folder itself has; None if it has none."""
+    """Return the first of `layouts` whose files are directly in a folder; None if there is none."""
     return next((layout for layout in layouts if layout.is_in(folder)), None)
 
 
@@ -218,8 +218,8 @@ def read_splits(
 def shuffled(patients: pd.Series) -> list[str]:
     """Return each patient once, in a pseudo-random order that depends on the names alone.
 
-    So a smaller subset from the front is part of a larger one, and neither the order of rows nor further patients
-    change which of two comes first.
+    So the first n patients are among the first n + 1, and neither the order of rows nor further patients change which
+    of two patients comes first.
     """
     return sorted(patients.unique(), key=lambda name: hashlib.blake2b(f"0/{name}".encode()).digest())
 

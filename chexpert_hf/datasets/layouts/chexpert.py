@@ -50,14 +50,14 @@ def _find_table(folder: Path, split: str) -> Path | None:
 
 
 def _columns(folder: Path) -> Sequence[str]:
-    """Return the possible label columns of the first table found; CheXpert's 14 observations if there is none."""
+    """Return the columns of the first table found that may be labels; without a table, CheXpert's 14 observations."""
     file = next((file for split in _SPLIT_FILES if (file := _find_table(folder, split))), None)
     taken = {"Path", *_ACQUISITION_COLUMNS, *RESERVED}
     return CHEXPERT.names if file is None else [name for name in header_of(file) if name and name not in taken]
 
 
 def _labels(folder: Path) -> LabelSet:
-    """Return CheXpert's 14 observations, unless the table has only others: then those."""
+    """Return CheXpert's 14 observations, or the columns of the table if none of the 14 is among them."""
     columns = _columns(folder)
     return CHEXPERT if not columns or {*columns} & {*CHEXPERT.names} else LabelSet(tuple(columns))
 
@@ -103,7 +103,7 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
 
 
 def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """Split paths into prefix, split, patient, study, file, view and side; DatasetError for those that are wrong."""
+    """Split paths into prefix, split, patient, study, file, view and side; DatasetError if a path is wrong."""
     stated = cells["Path"]
     paths = stated.str.strip().str.replace("\\", "/")
     parts = pc.extract_regex(pa.array(paths, pa.string(), from_pandas=True), _PATH_PATTERN)  # faster than pandas

@@ -79,7 +79,7 @@ def _labels_of(cells: pd.DataFrame, labels_file: Path, names: Sequence[str], fil
 
 
 def _found(folder: Path, paths: pd.Series) -> pd.Series:
-    """Return `paths`, moved below a folder such as `PNG/` or to another suffix if the first image is found there."""
+    """Return `paths` with the folder in front, such as `PNG/`, and the suffix under which the first image exists."""
     if paths.empty:
         return paths
     folders = [f"{each.name}/" for each in sorted(folder.iterdir()) if each.is_dir()]

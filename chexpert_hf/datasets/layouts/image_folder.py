@@ -21,7 +21,7 @@ def _entries(folder: Path, *, is_folder: bool) -> list[str]:
 
 
 def _folders(folder: Path) -> list[str]:
-    """Return the names of folders that may be classes: those without "mask" in their name, and without a model."""
+    """Return the names of folders that may be classes: no "mask" in the name, and no trained model in the folder."""
     names = [name for name in _entries(folder, is_folder=True) if "mask" not in name.lower()]
     return [name for name in names if not any((folder / name / file).is_file() for file in _FILES_OF_MODELS)]
 
@@ -39,7 +39,7 @@ def _split_folder(folder: Path, split: str) -> str | None:
 
 
 def _classes(folder: Path, split: str) -> Mapping[str, list[str]]:
-    """Return class -> names of its images, in a split; empty if no split has two classes."""
+    """Return class -> names of its images in one split; empty unless this or another split has two classes."""
     found: dict[str, Mapping[str, list[str]]] = {}
     for each in SPLIT_NAMES:
         if (place := _split_folder(folder, each)) is not None:

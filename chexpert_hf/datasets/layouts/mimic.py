@@ -18,7 +18,7 @@ _CHEXPERT, _NEGBIO = "mimic-cxr-2.0.0-chexpert.csv", "mimic-cxr-2.0.0-negbio.csv
 _IMAGE, _PATIENT, _STUDY, _VIEW, _SPLIT = "dicom_id", "subject_id", "study_id", "ViewPosition", "split"
 
 _PARSERS: dict[str, Parser] = {
-    # Laterals, oblique views, and 4 % without a position: frontal are only those that are stated to be.
+    # Only AP and PA count as frontal; laterals, oblique views and the 4 % without a position do not.
     _VIEW: (lambda text: text if text in FRONTAL_PROJECTIONS else None, "a position"),
     _SPLIT: (lambda text: {"train": "train", "validate": "valid", "test": "test"}[text], "train, validate, test"),
 }

@@ -44,7 +44,7 @@ def _has_split(folder: Path, split: str) -> bool:
 
 
 def read_entries(file: Path, further: Sequence[str] = ()) -> pd.DataFrame:
-    """Read NIH's columns of a table, and `further` ones, as `read_cells` does."""
+    """Read NIH's columns and those named `further` from a table, one row per radiograph, cells as text."""
     cells = read_cells(file, _FILE, [_FINDINGS, _PATIENT, _AGE, *_SEX, _VIEW, *further])
     expect_columns(cells, [_FILE, _FINDINGS, _PATIENT], [], file)
     refuse_cells(cells[_FILE].isna(), cells[_FILE], file, "the name of an image file")
@@ -52,7 +52,7 @@ def read_entries(file: Path, further: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def facts(cells: pd.DataFrame, file: Path, folder: Path, labels: pd.DataFrame, labels_by: str) -> pd.DataFrame:
-    """Return a split's table (see `layout.rows`) from cells of `read_entries` and the labels of their rows.
+    """Make a split's table (see `layout.rows`) from its rows of `read_entries` and the labels of these rows.
 
     Each image is its own study, since the tables do not group views.
     """

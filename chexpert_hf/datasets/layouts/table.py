@@ -38,7 +38,7 @@ from chexpert_hf.labels import CHEXPERT, LabelSet
 SINGLE_TABLES = ("labels.csv", "metadata.csv")
 """Names of a table that holds all splits."""
 
-_IN_SPLIT_FOLDER = "metadata.csv"  # of Hugging Face's imagefolder
+_IN_SPLIT_FOLDER = "metadata.csv"  # a split's table in its folder, as in Hugging Face's imagefolder
 
 _USUAL_NAMES = {
     "image": ("image", "file", "filename", "file_name", "image_path", "path"),
@@ -65,8 +65,8 @@ _ANSWERS = frozenset(
 
 _MEANT_AS_LABELS = 0.75  # share of a column's non-blank cells that must look like labels; other cells are then errors
 
-_CHEXPERTS = frozenset({"Frontal/Lateral", "AP/PA"})
-_PATIENT = r"patient\d+/study\d+/"  # in paths of CheXpert's
+_CHEXPERTS = frozenset({"Frontal/Lateral", "AP/PA"})  # columns that only CheXpert's tables have
+_PATIENT = r"patient\d+/study\d+/"  # in CheXpert's paths
 _CHEXPERTS_PATH = r"(?:^|/)(?P<patient>patient\d+)/(?P<study>study\d+)/view\d+_(?P<side>frontal|lateral)\.[^/]*$"
 
 
@@ -87,7 +87,7 @@ _PARSERS: Mapping[str, Parser] = {
 
 @dataclass(frozen=True)
 class _Columns:
-    """Names of the columns that hold image, labels and facts; for None, `_USUAL_NAMES` are looked for."""
+    """Names of the columns of images, labels and facts; a column that is None is looked for by `_USUAL_NAMES`."""
 
     image: str | None = None
     labels: tuple[str, ...] | None = None
@@ -121,17 +121,16 @@ def table_layout(
 ) -> Layout:
     """Return a layout of a CSV file, or of `train.csv`, `valid.csv`, `test.csv`, for `load_dataset(PATH, layout=...)`.
 
-    A column that is None is looked for by its usual names, such as those below, in capitals or not. Images are given as
-    paths relative to the table's folder, as absolute paths below the data set's folder, or as names of files anywhere
-    below that folder. Where there are no columns of patients, studies or views, they are taken from the paths if all
-    are like CheXpert's, "patient00001/study1/view1_frontal.jpg"; else each study counts as a patient, or each image if
-    there is no column of studies either.
+    A column that is None is looked for by its usual names, such as those below, in any case. Images are given as paths
+    relative to the table's folder, as absolute paths below the data set's folder, or as names of files anywhere below
+    that folder. Patients, studies or views without a column are read from the paths if all paths are like CheXpert's,
+    "patient00001/study1/view1_frontal.jpg". Otherwise each study counts as a patient, and each image as a study.
 
     Args:
         image_column: Paths or names of images; "image", "file", "filename", "file_name", "image_path", "path" if None.
         label_columns: The observations. Cells must be 1, 0, -1 (uncertain) or blank; others are an error that names the
             row. If None, all other columns in which at least three quarters of the non-blank cells are 1, 0, -1 or
-            words like yes and no; the words are errors, too, so that no label is left out without a message.
+            words like yes and no. Such words are then reported as errors: write 1 and 0 instead.
         patient_column: "patient", "patient_id", "subject_id" if None.
         study_column: "study", "study_id" if None.
         sex_column: "sex", "gender" if None; with M, F, Male, Female.
@@ -151,7 +150,7 @@ def table_layout(
 def _layout(columns: _Columns, labels: LabelSet, labels_by: str | None, file: str | None) -> Layout:
     def label_names(folder: Path) -> tuple[str, ...]:
         names = [file] if file else [*(each for split in SPLITS for each in _tables(split)), *SINGLE_TABLES]
-        table = None if columns.labels else find_table(folder, names)  # the first one tells the columns of all
+        table = None if columns.labels else find_table(folder, names)  # the first table's columns count for all
         return _label_columns(table, columns, table.stat().st_mtime_ns) if table else columns.labels or ()
 
     def has_split(folder: Path, split: str) -> bool:
@@ -261,7 +260,7 @@ def _read(
         parsed = {"view": stated["side"].str.capitalize()} | parsed
     views = pd.Series(parsed.get("view", np.full(len(cells), None)), index=cells.index)
     patients, studies = texts.get("patient"), texts.get("study")
-    if studies is None:  # named by the table, wherever the images are
+    if studies is None:  # named like the paths in the table, not like those of the images found
         studies = image_names(paths)
     made = rows(
         cells.index,
@@ -279,7 +278,7 @@ def _read(
 
 
 def _names(cells: pd.Series, table: Path, expected: str) -> pd.Series:
-    """Return the names in a column, stripped; DatasetError, which says what is `expected`, for a blank cell."""
+    """Return a column's cells without blanks around them; DatasetError, naming what is `expected`, if one is blank."""
     names = cells.astype(object).str.strip()
     refuse_cells(names.isna() | names.str.lower().isin(BLANKS), cells, table, expected)
     return names
@@ -303,7 +302,7 @@ def _labels(cells: pd.DataFrame, names: Sequence[str], table: Path) -> pd.DataFr
 def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:
     """Return the paths that a table states, relative to `folder`.
 
-    A table states them relative to its own folder or as absolute paths; absolute ones outside of it stay as they are.
+    A table states paths relative to its own folder, or absolute ones; those outside `folder` stay as they are.
     """
     stated, place = stated.str.replace("\\", "/"), table.parent.relative_to(folder).as_posix()
     stated = stated.str.replace(r"(?<=.)/(?:\.?/)+", "/", regex=True).str.removeprefix("./")  # one name for each file

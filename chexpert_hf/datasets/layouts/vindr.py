@@ -41,7 +41,7 @@ def _votes(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _kaggle_votes(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
-    """Return the same as `_votes`, from a table with a row per reader and box, or one row for a reader without any."""
+    """Return a table like `_votes`, from rows of one box each; a reader who drew no box has one row, "No finding"."""
     file = table_in(folder, _KAGGLE_FILES)
     cells = read_cells(file, _IMAGE, [_CLASS, _READER])
     expect_columns(cells, [_IMAGE, _CLASS, _READER], [], file)
