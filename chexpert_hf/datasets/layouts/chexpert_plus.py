@@ -54,7 +54,7 @@ def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
     refuse_cells(parts["view"].isna(), cells[_IMAGE], file, "train/patient00001/study1/view1_frontal.jpg")
     table = rows(
         cells.index,
-        _found(folder, cells[_IMAGE]),
+        _existing(folder, cells[_IMAGE]),
         parts["patient"],
         parts["patient"] + "/" + parts["study"],
         _labels_of(cells, table_in(folder, _LABEL_FILES), names, file),
@@ -78,7 +78,7 @@ def _labels_of(cells: pd.DataFrame, labels_file: Path, names: Sequence[str], fil
     return labels.reindex(cells[_IMAGE])
 
 
-def _found(folder: Path, paths: pd.Series) -> pd.Series:
+def _existing(folder: Path, paths: pd.Series) -> pd.Series:
     """Return `paths` with the folder in front, such as `PNG/`, and the suffix under which the first image exists."""
     if paths.empty:
         return paths

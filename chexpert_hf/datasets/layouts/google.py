@@ -29,7 +29,7 @@ def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
     expect_columns(cells, [_SPLIT], names, file)
     cells = cells[parse_cells(cells, _SPLIT, file, _PARSERS) == split]
     labels = pd.DataFrame({name: parse_cells(cells, name, file, _PARSERS) for name in names}, dtype=float)
-    return nih.facts(cells, file, folder, labels, "adjudicated by radiologists")
+    return nih.split_table(cells, file, folder, labels, "adjudicated by radiologists")
 
 
 GOOGLE_LAYOUT = Layout(

@@ -51,7 +51,7 @@ def read_entries(file: Path, further: Sequence[str] = ()) -> pd.DataFrame:
     return cells
 
 
-def facts(cells: pd.DataFrame, file: Path, folder: Path, labels: pd.DataFrame, labels_by: str) -> pd.DataFrame:
+def split_table(cells: pd.DataFrame, file: Path, folder: Path, labels: pd.DataFrame, labels_by: str) -> pd.DataFrame:
     """Make a split's table (see `layout.rows`) from its rows of `read_entries` and the labels of these rows.
 
     Each image is its own study, since the tables do not group views.
@@ -79,7 +79,7 @@ def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
     elif "test" in lists:  # the list of the other images is missing
         cells = cells[~cells[_FILE].isin(lists["test"])]
     labels = findings(cells[_FINDINGS], names, lambda text: text.split("|"), {*NIH.names, _NO_FINDING}, file)
-    return facts(cells, file, folder, labels, "text-mined labels")
+    return split_table(cells, file, folder, labels, "text-mined labels")
 
 
 def _boxes(folder: Path) -> pd.DataFrame | None:
