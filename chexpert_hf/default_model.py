@@ -12,7 +12,7 @@ DEFAULT_MODEL = Path(__file__).with_name("nih")
 def resolve_model(model: str | Path) -> str | Path:
     """Return the bundled model's folder for its name "nih"; any other path or repository id is returned unchanged.
 
-    If the current folder has a folder of that name, that one is used, with a warning.
+    If the current folder contains a folder "nih", return that one, with a warning.
     """
     if str(model) != DEFAULT_NAME:
         return model

@@ -23,11 +23,11 @@ from chexpert_hf.evaluation.metrics import (
 )
 from chexpert_hf.labels import CHEXPERT
 
-SCHEMA = 1  # version of the layout that `assess` returns; raised when a reader of the old one would go wrong
+SCHEMA = 1  # version of the keys in the result of `assess`; increase it if programs that read it would go wrong
 DELONG, WILSON, BOOTSTRAP = "DeLong", "Wilson", "patient bootstrap"
 _AUROC = WeightedMetrics.NAMES.index("auroc")
 
-Groups = Mapping[str, Sequence[str | None]]  # column, such as "sex" -> the group of each view, None for none
+Groups = Mapping[str, Sequence[str | None]]  # column, such as "sex" -> group of each view; None: no group
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ def assess(
     Returns:
         Plain types for JSON, None where undefined: `schema`, `data` (counts), `replicates`, `seed`, and the lists
         `models` and `comparisons`. An estimate is a dictionary of `value`, `low`, `high` and `method`; for a bootstrap
-        also `left_out`, the number of resamples in which the value was undefined. Only the estimate `difference` in an
-        entry of `comparisons` lacks `method`, which is a key of the entry itself.
+        also `left_out`, the number of resamples in which the value was undefined. Each entry of `comparisons` has its
+        own key `method`, and its estimate `difference` has none.
 
     Raises:
         ValueError: If lengths, shapes or names do not match, a value is out of range, or a study has two patients.
@@ -167,7 +167,7 @@ class _Assessment:
         }
 
     def comparisons(self, model: _ModelMetrics, first: _ModelMetrics) -> Iterator[dict[str, Any]]:
-        """Yield how a model's AUROC differs from the first model's: for each observation, then for the mean."""
+        """Yield the difference of a model's AUROC from the first model's: for each observation, then for the mean."""
         for column, observation in enumerate(self.observations):
             scores = model.scores[:, column], first.scores[:, column]
             test = intervals.delong_test(*scores, self.labels[:, column], self.patients)
@@ -236,7 +236,7 @@ class _Assessment:
         return {**names, **counts, "auroc": estimate, "too_small": too_small}
 
     def _gaps(self, groups: list[_Group]) -> list[dict[str, Any]]:
-        """Return the highest minus the lowest AUROC of large enough groups, by subgroup column and observation."""
+        """Return the highest minus the lowest AUROC of groups with enough studies, per column and observation."""
         judged = [(group, judged_observations(group.labels, self.observations)) for group in groups]
         pairs, results = [], []
         for name in dict.fromkeys(group.column for group in groups):
@@ -272,7 +272,7 @@ def _counts(labels: FloatArray) -> dict[str, int]:
 
 
 def _at_threshold(scores: FloatArray, labels: FloatArray, threshold: float) -> dict[str, Any]:
-    """Return confusion counts, sensitivity, specificity, PPV and NPV, where `score >= threshold` is positive."""
+    """Return confusion counts, sensitivity, specificity, PPV and NPV; a score of `threshold` or more is positive."""
     is_called = scores >= threshold
     true, missed = (int((where & (labels == 1)).sum()) for where in (is_called, ~is_called))
     false, rejected = (int((where & (labels == 0)).sum()) for where in (is_called, ~is_called))
@@ -316,7 +316,7 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
 
 
 def _study_patients(labels: FloatArray, studies: Sequence[str], patients: Sequence[str], columns: Groups) -> list[str]:
-    """Return each study's patient, in order of first views; ValueError if lengths or a study's patients differ."""
+    """Return each study's patient, in order of first views; ValueError if lengths differ or a study has several."""
     if not len(labels):
         raise ValueError("Expected at least one view, got none.")
     for name, values in {"study": studies, "patient": patients, **columns}.items():

@@ -16,11 +16,11 @@ from chexpert_hf.labels import OBSERVATIONS
 
 
 class CheXpertMetric(evaluate.Metric):
-    """One metric, named by `config_name` (one of `WeightedMetrics.NAMES`), of each observation, and its mean.
+    """One metric for each observation, and its mean; `config_name` is the metric, one of `WeightedMetrics.NAMES`.
 
     `compute` takes `predictions`, probabilities in [0, 1], and `references`, labels in {0, 1} and NaN where unknown,
     both `(num_studies, num_labels)`, and the names of the columns as `observations`. It returns `{"auroc/Edema": ...,
-    "auroc/mean": ...}`, NaN where undefined. `averaged_observations` says which observations are in the mean.
+    "auroc/mean": ...}`, NaN where undefined. The mean is over `averaged_observations`.
     """
 
     def _info(self) -> evaluate.MetricInfo:

@@ -21,9 +21,9 @@ from scipy.stats import t as student
 from chexpert_hf.evaluation.metrics import NAN, FloatArray
 
 LEVEL = 0.95  # confidence of the intervals; source: Irvin et al. 2019, section 4
-BLOCK = 64  # resamples that are computed at once: enough to keep the processor busy, few enough for its memory
+BLOCK = 64  # resamples computed at once: enough to keep the processor busy, few enough to fit its cache
 _TAIL = (1 - LEVEL) / 2
-_ROUNDING = 1e-12  # by how much equal values differ on resamples of other orders
+_ROUNDING = 1e-12  # by less than this, equal values differ on resamples that sum them in another order
 _Z = float(norm.isf(_TAIL))
 
 Patients: TypeAlias = Sequence[str] | NDArray[np.int_] | None
@@ -109,9 +109,9 @@ class PatientBootstrap:
 def percentile_interval(value: float, replicates: FloatArray) -> BootstrapEstimate:
     """Return `value` with an interval: the 2.5 and 97.5 % quantiles of `replicates`, its values on resamples.
 
-    `replicates` is `(num_replicates,)`; NaN in it are left out and counted in the result's `left_out`. The interval is
-    NaN if all others are equal, as with perfect scores, equal ones or a single patient: resamples of such data do not
-    show how uncertain the value is.
+    `replicates` is `(num_replicates,)`; its NaN are left out and counted in the result's `left_out`. If all its other
+    values are equal, the interval is NaN, since they do not show how uncertain `value` is. This happens if the scores
+    are perfect, if all scores are equal, or if there is one patient.
     """
     defined = replicates[~np.isnan(replicates)]
     low, high = NAN, NAN
@@ -125,8 +125,8 @@ def ratio_interval(
 ) -> BootstrapEstimate:
     """Return `value`, which is sum(above) / sum(below), with the interval of that ratio over resampled patients.
 
-    `above` and `below` are `(num_studies,)`. Where `below` is 0, `above` must be 0, too; a resample of such studies
-    alone is left out.
+    `above` and `below` are `(num_studies,)`. Where `below` is 0, `above` must be 0, too. Resamples in which all of
+    `below` is 0 are left out.
     """
     with np.errstate(invalid="ignore"):
         ratios = PatientBootstrap(patients, replicates).replicate(lambda weights: (above @ weights) / (below @ weights))
@@ -173,12 +173,12 @@ def delong_interval(scores: FloatArray, labels: FloatArray, patients: Patients =
 
     Scores `(num_studies,)` are higher where a positive is likelier; labels are in {0, 1}, NaN where unknown.
     `patients` has the patient of each study; None if no patient has several. All values are NaN unless both classes
-    occur. The interval is within [0, 1]. It is Newcombe's where the variance is 0 or undefined, as when the scores
-    separate the classes perfectly.
+    occur. The interval is within [0, 1]. If the variance is 0 or undefined, such as when the scores separate the
+    classes perfectly, the interval is Newcombe's.
 
-    On the AUROC's own scale the interval of a high AUROC would exceed 1 and cover too rarely. The degrees of freedom of
-    t are the number of patients of the rarer class minus 1 (`python -m tests.benchmarks.delong_coverage` measures
-    both).
+    Without the logit scale, the interval of a high AUROC would exceed 1 and contain the true value too rarely. The
+    degrees of freedom of t are the number of patients of the rarer class minus 1. `python -m
+    tests.benchmarks.delong_coverage` measures the effect of both choices.
 
     Source: Qin & Hotilovac 2008, Statistical Methods in Medical Research 17(2), for the logit.
     """
@@ -214,7 +214,7 @@ def newcombe_interval(auroc: float, num_positive: int, num_negative: int) -> Est
 def delong_test(first: FloatArray, second: FloatArray, labels: FloatArray, patients: Patients = None) -> PairedTest:
     """Compare two models: AUROC of `first` minus that of `second` on the same studies.
 
-    Arguments are as for `delong_interval`. Where the variance is 0 or undefined, the interval is NaN, and p is 1 for
+    Arguments are as for `delong_interval`. If the variance is 0 or undefined, the interval is NaN, and p is 1 for
     equal AUROCs, else NaN. All values are NaN unless both classes occur.
     """
     below, above = (a - b for a, b in zip(placements(first, labels), placements(second, labels), strict=True))
@@ -229,7 +229,10 @@ def delong_test(first: FloatArray, second: FloatArray, labels: FloatArray, patie
 
 
 def _variance(below: FloatArray, above: FloatArray, labels: FloatArray, patients: Patients) -> tuple[float, int, int]:
-    """Return an AUROC's variance from its `placements` (or their differences), and each class's number of patients."""
+    """Return an AUROC's variance from its `placements`, and the numbers of positive and of negative patients.
+
+    Given the differences of two models' placements, it is the variance of the difference of their AUROCs.
+    """
     known = ~np.isnan(labels)
     names = np.arange(len(labels)) if patients is None else np.asarray(patients)
     unique, number = np.unique(names[known], return_inverse=True)
@@ -244,4 +247,4 @@ def _variance(below: FloatArray, above: FloatArray, labels: FloatArray, patients
         + num_negative / (num_negative - 1) * (negative @ negative)
         + 2 * count / (count - 1) * (positive @ negative)
     )
-    return max(float(variance), 0.0), num_positive, num_negative  # rounding may take it below 0
+    return max(float(variance), 0.0), num_positive, num_negative  # rounding may give a negative variance

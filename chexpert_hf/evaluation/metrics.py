@@ -33,12 +33,12 @@ AGGREGATIONS = ("maximum", "mean")  # how the views of a study are combined; the
 
 @dataclass(frozen=True)
 class ObservationResult:
-    """The AUROC of one observation, in [0, 1], NaN unless both classes occur, and its numbers of studies."""
+    """The AUROC of one observation, and the numbers of studies behind it."""
 
     observation: str
     num_positive: int
     num_negative: int
-    auroc: float
+    auroc: float  # in [0, 1]; NaN unless both classes occur
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,10 @@ def split_labels(dataset: "datasets.Dataset", blank: BlankPolicy | str) -> Float
 
 
 def without_uncertain(labels: FloatArray, is_uncertain: NDArray[np.bool_], studies: Sequence[str]) -> FloatArray:
-    """Return labels in {0, 1, NaN} in which 0 is NaN wherever a view of the same study is uncertain.
+    """Replace 0 by NaN in labels in {0, 1, NaN} wherever a view of the same study is uncertain.
 
-    Arrays are `(num_views, num_labels)`; `per_study` would otherwise call a study negative of which one view is
-    uncertain and another one negative or blank.
+    Arrays are `(num_views, num_labels)`. Otherwise `per_study` would call a study negative if one view is uncertain
+    and another view is negative or blank.
     """
     uncertain, names = per_study(is_uncertain.astype(float), studies)
     rows = pd.Index(names).get_indexer(pd.Index(studies))
@@ -146,12 +146,12 @@ def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[s
 
 
 class WeightedMetrics:
-    """The metrics of one observation as functions of weights, which say how often each study counts, as in a bootstrap.
+    """Computes the metrics of one observation for weights of its studies, such as their counts in bootstrap resamples.
 
     `NAMES` are the AUROC, the average precision (without interpolation), the Brier score, the relative Brier score
     (divided by that of always answering the prevalence), and the calibration error over bins of equal width. Scores are
-    sorted once; each metric is then made of sums of weights over fixed sets of studies, so that one sparse matrix
-    product serves many weightings.
+    sorted once. Each metric is then computed from sums of weights over fixed sets of studies, so that one product with
+    a sparse matrix serves many resamples.
 
     Sources: Brier 1950, Monthly Weather Review 78(1); Steyerberg et al. 2010, Epidemiology 21(1), whose scaled Brier
     score is 1 minus the relative one; Naeini et al. 2015, AAAI-15; Guo et al. 2017, arXiv:1706.04599.
@@ -170,10 +170,10 @@ class WeightedMetrics:
         is_tied = ~y & has_positive[rank]
         num_steps = int(has_positive.sum())
         self._tied_steps, tie = np.unique(step[is_tied], return_inverse=True)
-        # A negative between two steps counts from the lower one on, and below the last one only among all.
+        # A negative between two steps is a false positive from the lower step on; one below the last step never is.
         enters = step + ~has_positive[rank]
         counts = ~y & (enters < num_steps)
-        # Each part: the number of sums, and of each term the sum it belongs to, its study and its value.
+        # Each part: the number of sums; then, for each term, the index of its sum, its study and its value.
         parts: list[tuple[int, NDArray, NDArray, NDArray]] = [
             (num_steps, step[y], known[y], np.ones(y.sum())),
             (num_steps, enters[counts], known[counts], np.ones(counts.sum())),
@@ -199,10 +199,10 @@ class WeightedMetrics:
         positive, negative, tied, num_negative, squares, surplus = self._sums_of(weights)
         num_positive = positive.sum(axis=0)
         pairs, total = num_positive * num_negative[0], num_positive + num_negative[0]
-        called = np.cumsum(negative, axis=0)  # (num_steps, num_weightings): so far the false positives
+        called = np.cumsum(negative, axis=0)  # (num_steps, num_weightings): first the false positives alone
         area = self._area(positive, called, tied, num_negative[0])
         true_positives = np.cumsum(positive, axis=0)
-        called += true_positives  # in place, for memory is what limits the speed
+        called += true_positives  # in place, since memory limits the speed
         np.maximum(called, np.finfo(float).tiny, out=called)  # where nothing is called yet: 0 / tiny
         precision = np.divide(true_positives, called, out=true_positives)
         area_of_precision = np.einsum("sw,sw->w", positive, precision)
@@ -244,10 +244,9 @@ def judged_observations(labels: FloatArray, observations: Sequence[str]) -> tupl
 def averaged_observations(
     labels: FloatArray, observations: Sequence[str], headline: Sequence[str] = CHEXPERT.headline
 ) -> tuple[str, ...]:
-    """Return the observations over which a mean is taken.
+    """Return the observations of `headline` with enough studies of both classes, over which a mean is taken.
 
-    They are those of `headline` with enough studies of both classes in `labels` `(num_studies, num_labels)`; if there
-    are none, all with enough.
+    `labels` are `(num_studies, num_labels)`. If none of `headline` has enough, return all observations that have.
     """
     judged = judged_observations(labels, observations)
     return tuple(name for name in judged if name in headline) or judged

@@ -1,9 +1,9 @@
 """Hashed ids of the patients that a model has seen, stored beside it to warn of metrics on the same patients.
 
-Each file has its own random salt, except that a model made from another one keeps that one's salt with its patients.
-This keeps a shared folder from being a list of patients, and unrelated folders from being compared with each other. It
-does not stop an attacker: ids come from a small, known range (CheXpert's are patient00001
-to patient65240 or so), and trying them all takes a second.
+Each file has a random salt; a model that is made from another model keeps the salt and the patients of that model.
+So a shared folder is no list of patients, and folders of unrelated models cannot be compared with each other. The
+hashes do not stop an attacker: ids come from a small, known range (CheXpert's are patient00001 to patient65240 or so),
+and trying them all takes a second.
 """
 
 import hashlib
@@ -37,15 +37,15 @@ def hash_patients(patients: Iterable[str], salt: str) -> list[str]:
 
 
 def _names_of(patient: str) -> set[str]:
-    """Return a patient's id and, if it begins with a data set's name as in "NIH/00000001", the id without that."""
+    """Return a patient's id and, if it begins with a data set's name as in "NIH/00000001", also "00000001"."""
     return {patient, patient.partition("/")[2] or patient}
 
 
 def write_patient_hashes(path: Path, patients: Iterable[str], earlier: Path | None = None) -> None:
     """Write the hashed ids of these patients, sorted and without duplicates, with a random salt.
 
-    `earlier` is the file of the model that this one comes from, if any: its salt and its patients, whom this model has
-    seen as well, are kept. Raises PatientsFileError if that file is damaged.
+    `earlier` is the file of the model from which the new model was made, if any: its salt and its patients, whom the
+    new model has seen as well, are kept. Raises PatientsFileError if `earlier` is damaged.
     """
     salt, hashes = secrets.token_hex(16), set[str]()
     if earlier is not None and earlier.is_file():
@@ -72,8 +72,8 @@ def _read(path: Path) -> tuple[str, set[str]]:
 def seen_patients(folder: Path, patients: Iterable[str]) -> list[str]:
     """Return warnings that a folder's model was trained, selected or calibrated on some of these patients.
 
-    It reads the folder's files of hashed ids; a missing one gives no warning, a damaged one raises PatientsFileError.
-    Only ids are compared: the same id in another hospital's data also counts.
+    Patients are found in the folder's files of hashed ids. A missing file gives no warning, a damaged file raises
+    PatientsFileError. Only ids are compared: the same id in another hospital's data also counts.
     """
     patients = set(patients)
     return [

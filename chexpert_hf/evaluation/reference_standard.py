@@ -30,19 +30,19 @@ def assess_reference(
     """Evaluate scores against a second reference standard and, if given, the data set's own labels on the same images.
 
     Arguments that are not listed are those of `assess`. Only images in the reference are scored, even if their study
-    has others.
+    has other images.
 
     Args:
         paths: Paths of the views as in `load_dataset`, such as "train/patient00001/study1/view1_frontal.jpg".
-        reference: From `read_reference` with the same observations and these `images`.
+        reference: From `read_reference` with the same `observations`, and with `paths` as its `images`.
         labels: `(num_views, num_labels)`: the data set's own labels.
         labels_name: Who set the data set's own labels, such as "text-mined labels".
 
     Returns:
-        Plain types for JSON: numbers of images, studies and patients, and the list `figures`. It has an entry for each
+        Plain types for JSON: numbers of images, studies and patients, and the list `figures` with an entry for each
         model and finding: `reference`, `target` (the finding), `against` (the negatives, such as "Class=Normal"; None:
-        all that are not positive), `observation` (whose score is evaluated), `num` (of studies), and the keys of an
-        observation in `assess`. The entries on the data set's own labels follow those on the reference.
+        all negatives), `observation` (whose score is evaluated), `num` (of studies), and the keys of an observation in
+        `assess`. A model's entries are ordered by observation, first those on the reference, then the one on `labels`.
 
     Raises:
         ReferenceFileError: If no image of the split is in the reference.

@@ -1,6 +1,6 @@
 """Calibrates a model: fits slopes and intercepts on a split, folds them into the head, and records them in the config.
 
-Calibration replaces a logit z by slope * z + intercept. Since this only rescales rows of the head's last layer, a plain
+Calibration replaces a logit z by slope * z + intercept. Since this only changes rows of the head's last layer, a plain
 sigmoid then gives calibrated probabilities in every runtime.
 """
 
@@ -55,7 +55,7 @@ class Origin:
 class CalibratedModel:
     """The result of `calibrate_model`: the calibration, and the operating points chosen with it.
 
-    `check` compares all calibration methods, and none, by cross-validation on the same split.
+    `check` compares each calibration method with uncalibrated scores, by cross-validation on the same split.
     """
 
     calibration: fits.Calibration  # its slopes and intercepts are already part of the weights
@@ -69,7 +69,7 @@ class CalibratedModel:
         return asdict(self)
 
     def as_table(self) -> str:
-        """Format a line per observation (slope, intercept, operating point or why none), then the table of `check`."""
+        """Format a line per observation (slope, intercept, operating point or why it has none), then `check`."""
         cells = [["observation", "slope", "intercept", "operating point"]]
         for name, line in self.calibration.lines.items():
             chosen = self.without_point.get(name, "")
@@ -113,7 +113,7 @@ def load_uncalibrated(source: Path) -> CheXpertClassifier:
 
 
 def refuse_training_patients(source: Path, patients: Sequence[str]) -> None:
-    """Raise CalibrationError if the model in `source` was, by the hashed ids there, trained on any of `patients`."""
+    """Raise CalibrationError if any of `patients` is among the training patients whose hashed ids are in `source`."""
     trained_on = source / TRAINING_PATIENTS_FILE
     if trained_on.exists() and (shared := overlapping_patients(trained_on, patients)):
         raise CalibrationError(
@@ -126,14 +126,13 @@ def refuse_training_patients(source: Path, patients: Sequence[str]) -> None:
 def write_calibrated(classifier: CheXpertClassifier, source: Path, output: Path, patients: Sequence[str]) -> None:
     """Write a calibrated model to `output`, a new or empty folder, with the other files of its folder `source`.
 
-    The hashed ids of `patients`, on whom the model was calibrated, are written to `calibration_patients.json`, beside
-    those of earlier calibrations, on which operating points and observations that are left out still depend. Not copied
-    are subfolders of `source`, and exported graphs, `reference.json` and checksums, which belong to the old
-    weights; call `refresh_folder` for new reference scores and checksums.
+    Subfolders of `source` are not copied, nor are the files of the old weights: exported graphs, `reference.json` and
+    checksums. Call `refresh_folder` for new reference scores and checksums. The hashed ids of `patients`, on whom the
+    model was calibrated, are added to those of earlier calibrations in `calibration_patients.json`.
     """
     with new_folder(output) as folder:
         for path in source.iterdir():
-            is_kept = path.suffix in _COPIED_SUFFIXES or path.name == GATE_FILE  # which judges features, not scores
+            is_kept = path.suffix in _COPIED_SUFFIXES or path.name == GATE_FILE  # the gate uses features, not scores
             if path.is_file() and is_kept and path.name not in _OF_OLD_WEIGHTS:
                 shutil.copy2(path, folder)
         classifier.model.save_pretrained(folder)
@@ -148,7 +147,8 @@ def dataset_logits(
 ) -> NDArray[np.float64]:
     """Return a model's logits `(num_views, num_labels)` for the images of a split from `load_dataset`, in float64.
 
-    Logits made from float32 probabilities would be inexact near 1. `progress` is called with the size of each batch.
+    They come from the network itself: logits computed from float32 probabilities near 1 would be inexact. `progress`
+    is called with the size of each batch.
     """
     model, rows = classifier.model, []
     images = (read_file(classifier, file).image for file in image_files(dataset))
@@ -179,15 +179,15 @@ def calibrate_model(
         dataset: A split from `load_dataset` whose labels are the model's observations, in its order.
         origin: Where the dataset comes from, for the record.
         method: Platt scaling, or one temperature.
-        rule: How operating points are chosen on the calibrated probabilities; None: none are chosen. An
-            earlier operating point that is not replaced is converted like the scores, so that the same views stay
-            positive; the default, .5, is not converted.
+        rule: How operating points are chosen on the calibrated probabilities; None: none are chosen. Earlier
+            operating points that are not replaced are converted like the scores, so that the same views stay positive;
+            the default point, .5, stays .5.
         prevalences: Observation -> prevalence where the model will be used, in (0, 1), if it differs from that of this
             split; with Platt scaling only.
 
     Raises:
         CalibrationError: If the model has a label hierarchy, no observation can be calibrated, or a prevalence is
-            outside (0, 1), of an observation that is not calibrated, or given without Platt scaling.
+            outside (0, 1), belongs to an observation that is not calibrated, or is given without Platt scaling.
     """
     config, observations = model.config, model.config.observations
     prevalences = prevalences or {}

@@ -1,7 +1,7 @@
 """Platt scaling, temperature scaling and operating points: fitted per study, and cross-validated by patient.
 
 All functions take one score (logit or probability) per study and observation: the largest over the study's views. As
-slopes are positive, the largest stays the largest, so a calibration fitted to studies may be applied to each view.
+slopes are positive, calibration does not change which view has it, so a fit to studies may be applied to each view.
 
 Sources: Platt 1999, "Probabilistic outputs for support vector machines"; Lin, Lin & Weng 2007, Machine Learning 68(3);
 Guo et al. 2017, arXiv:1706.04599 (temperature); Saerens, Latinne & Decaestecker 2002, Neural Computation 14(1) (another
@@ -32,7 +32,7 @@ _ROUNDING = 1e-12  # how much a sum of losses may rise by rounding alone, relati
 
 
 class CalibrationError(InputError):
-    """A calibration or operating point that these data or this model do not allow; the message says why."""
+    """The data or the model do not allow a calibration or an operating point; the message says why."""
 
 
 class Method(str, Enum):
@@ -54,9 +54,9 @@ class Platt:
         return expit(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
 
     def at_prevalence(self, wanted: float, fitted: float) -> "Platt":
-        """Return the calibration for data of prevalence `wanted`; `fitted` is that of the data it was fitted to.
+        """Adapt the calibration from data of prevalence `fitted`, on which it was fitted, to the prevalence `wanted`.
 
-        Both are in (0, 1). Source: Saerens et al. 2002, equation 2.4.
+        Both prevalences are in (0, 1). Source: Saerens et al. 2002, equation 2.4.
         """
         return Platt(self.slope, self.intercept + float(logit(wanted) - logit(fitted)))
 
@@ -104,7 +104,7 @@ class OperatingRule:
 class OperatingPoint:
     """The threshold of one observation, and its metrics on the studies on which it was chosen.
 
-    Expect lower metrics on other studies: the threshold was chosen to do well on these.
+    Expect lower metrics on other studies: the threshold was chosen to be good on these ones.
     """
 
     threshold: float  # in [0, 1]: a probability of this or more is positive
@@ -128,7 +128,7 @@ def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
     center, spread = float(logits.mean()), float(logits.std())
     if np.ptp(logits) == 0:
         raise CalibrationError(f"the logits of its {len(logits)} studies are all the same")
-    # Standardised, since Newton's steps go astray where the logits are far from 0.
+    # Standardised, since Newton's method may fail if the logits are far from 0.
     design = np.stack([(logits - center) / spread, np.ones_like(logits)], axis=1)
     steepness, level = _maximum_likelihood(design, _smoothed_targets(labels))
     slope = steepness / spread
@@ -167,7 +167,7 @@ def fit_isotonic(logits: FloatArray, labels: FloatArray) -> Callable[[FloatArray
 def fit_calibration(
     logits: FloatArray, labels: FloatArray, observations: Sequence[str], method: Method | str
 ) -> Calibration:
-    """Fit `method` to each observation that allows it; the result's `left_out` says why the others do not.
+    """Fit `method` to each observation where that is possible; `left_out` of the result says why not for the others.
 
     Logits and labels are `(num_studies, num_labels)`, NaN where a label is unknown.
     """
@@ -217,10 +217,10 @@ class CalibrationCheck:
 def check_calibration(
     logits: FloatArray, labels: FloatArray, patients: Sequence[str], observations: Sequence[str]
 ) -> CalibrationCheck | None:
-    """Cross-validate each of `METHODS`: fit it on all folds of patients but one, and test it on that one.
+    """Cross-validate each of `METHODS` by patient: each fold is calibrated by a fit to all the other folds.
 
-    Logits and labels are as for `fit_calibration`; `patients` names the patient of each study. Returns None if
-    there is no observation to which all methods can be fitted for every fold.
+    Logits and labels are as for `fit_calibration`; `patients` names the patient of each study. Returns None if there is
+    no observation for which each method can be fitted for every fold.
     """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
     fold_of = np.random.default_rng(0).permutation(len(names))[patient] % FOLDS  # (num_studies,)
@@ -277,16 +277,16 @@ def choose_operating_point(
 
     Probabilities and labels are `(num_studies,)`, NaN where a label is unknown. The threshold lies halfway between two
     neighbouring probabilities, or between the lowest and 0, so that small differences between machines do not change
-    the counts. If several are equally good by Youden, the most sensitive is taken. The PPV is that at `prevalence`, or
-    at the prevalence of these studies if None.
+    the counts. If several are equally good by Youden, the most sensitive is taken. The PPV is computed for
+    `prevalence`; if None, for the prevalence in these studies.
 
     Raises:
-        CalibrationError: If no threshold reaches the wanted PPV or, by Youden, beats chance, or a class has too few
-            studies (see `known_studies`).
+        CalibrationError: If no threshold reaches the wanted PPV, or (by Youden) none beats chance, or a class has too
+            few studies (see `known_studies`).
     """
     probabilities, labels = known_studies(probabilities, labels)
     descending, cut = np.unique(-probabilities, return_inverse=True)
-    called = np.bincount(cut).cumsum()  # (num_cuts,): studies from each distinct probability on, the highest first
+    called = np.bincount(cut).cumsum()  # (num_cuts,): studies with at least each probability, highest first
     true = np.bincount(cut, weights=labels).astype(np.int64).cumsum()
     num_positive = int(true[-1])
     num_negative = len(labels) - num_positive
@@ -312,7 +312,7 @@ def choose_operating_point(
     upper, lower = np.append(-descending, 0.0)[index : index + 2]
     halfway = (upper + lower) / 2
     return OperatingPoint(
-        # Between neighbouring numbers there is no halfway.
+        # Two neighbouring floating-point numbers have no number between them.
         threshold=float(halfway if halfway > lower else upper),
         sensitivity=float(true[index] / num_positive),
         specificity=float(1 - (called[index] - true[index]) / num_negative),

@@ -9,7 +9,7 @@ def record_of(records: Mapping[str, Any] | None, observation: str) -> Mapping[st
 
     Args:
         records: `calibration` or `operating_points_source` of a config: the latest record, which may hold the previous
-            one as `earlier`. Records with the observation in their `left_out` are passed over.
+            one as `earlier`. Records with the observation in their `left_out` are skipped.
         observation: The name of one of the model's observations.
     """
     while records and observation in records.get("left_out", ()):
