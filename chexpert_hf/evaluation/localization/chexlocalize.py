@@ -49,15 +49,15 @@ class RunLengths:
     @classmethod
     def encode(cls, mask: Mask) -> "RunLengths":
         """Compress a mask `(height, width)`."""
-        # Down the columns; runs of zeros and ones take turns, zeros first, so that a mask may begin with a run of none.
+        # Column by column; runs of zeros and ones alternate, zeros first, so the first run may have the length 0.
         pixels = np.asarray(mask, dtype=bool).ravel(order="F")
         changes = np.flatnonzero(np.diff(pixels, prepend=False))
         runs = np.diff(changes, prepend=0, append=pixels.size).tolist()
         height, width = mask.shape
         text = bytearray()
         for place, run in enumerate(runs):
-            # From the fourth run on, the difference from the run before the last is written. Six bits a character from
-            # "0" on: five of the number, lowest first, and whether more follow.
+            # From the fourth run on, the difference from the run two places before is written. A character, counted
+            # from "0", holds six bits: five of the number, lowest first, and whether more follow.
             value, is_done = run - runs[place - 2] if place > 2 else run, False
             while not is_done:
                 bits, value = value & 31, value >> 5
@@ -75,7 +75,7 @@ class RunLengths:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no pixel of the mask is set; the mask is not decompressed for that."""
+        """Whether no pixel of the mask is set; read from the run lengths, without making the mask."""
         return not any(_from_text(self.counts)[1::2])
 
 
@@ -128,8 +128,8 @@ def _read_mask(entry: object, where: str) -> RunLengths:
 def write_segmentations(file: Path, masks: Mapping[str, Mapping[str, RunLengths]]) -> None:
     """Write image id -> observation -> mask as cheXlocalize's `eval.py` reads it, replacing the file.
 
-    Each image needs one or more masks of one size, else ValueError. Observations without a mask get an empty one; those
-    that are not among cheXlocalize's ten are skipped.
+    Each image needs at least one mask, and all its masks one size, else ValueError. Those of cheXlocalize's ten
+    observations that have no mask get an empty one; other observations are skipped.
     """
     images: dict[str, dict[str, dict[str, Any]]] = {}
     for name, by_observation in masks.items():
@@ -158,10 +158,10 @@ def write_map(
     Args:
         folder: An existing folder.
         image: The image's id; see `image_id`.
-        observation: One of the ten that cheXlocalize has masks of: a key of `TASK_OF`.
+        observation: One of the ten that cheXlocalize has masks for: a key of `TASK_OF`.
         saliency: `(h, w)` of any resolution; cheXlocalize's scripts resize it bilinearly to `size`.
-        probability: The model's, for this observation.
-        is_positive: Whether the ground truth has the observation.
+        probability: The model's probability of this observation.
+        is_positive: Whether the observation is present according to the ground truth.
         size: (width, height) of the radiograph, in pixels.
         picture: The radiograph for display, `(any height, any width)` in [0, 1].
     """
@@ -170,17 +170,17 @@ def write_map(
         "prob": float(probability),
         "task": TASK_OF[observation],
         "gt": int(is_positive),
-        # Three channels as in theirs, of which a pickle holds the one that they share.
+        # Three channels, as in cheXlocalize's own pickles; as they are equal, one is stored and expanded.
         "cxr_img": torch.from_numpy(np.ascontiguousarray(picture, dtype=np.float32)).expand(3, -1, -1),
         "cxr_dims": tuple(size),
     }
     path = folder / f"{image}_{TASK_OF[observation]}_map.pkl"
-    path.write_bytes(pickle.dumps(values, protocol=4))  # their scripts are for Python 3.8
+    path.write_bytes(pickle.dumps(values, protocol=4))  # cheXlocalize's scripts are for Python 3.8
     return path
 
 
 def _from_text(text: str) -> list[int]:
-    """Decode COCO's string into run lengths; CheXlocalizeFileError if it is invalid or breaks off."""
+    """Decode COCO's string into run lengths; CheXlocalizeFileError if it is invalid or incomplete."""
     runs: list[int] = []
     value, shift = 0, 0
     for character in text:

@@ -1,7 +1,8 @@
-"""Where findings are in the images of a data set, from masks, boxes, or cheXlocalize's segmentations.
+"""The ground truth for saliency maps: locations of findings, from masks, boxes or cheXlocalize's segmentations.
 
-Each class gives the located `findings(path)` of an image, and the `mask(path, observation, shape)` of one of them, read
-when asked for. `path` is the image's path as in `load_dataset`; `shape` is its (height, width).
+In each class, `findings(path)` returns the observations with a known location in an image, and
+`mask(path, observation, shape)` reads the mask of one of them. `path` is the image's path as in `load_dataset`, and
+`shape` the image's (height, width).
 """
 
 from collections import defaultdict
@@ -25,7 +26,7 @@ from chexpert_hf.labels import CHEXPERT, OBSERVATIONS
 MASKS_FOLDER = "masks"
 BOXES_FILE = "boxes.csv"
 
-# CheXpert-v1.0-small is CheXpert scaled to a shorter side of 320: rounding bends the ratio of the sides by less.
+# CheXpert-v1.0-small is CheXpert scaled to a shorter side of 320: rounding changes the ratio of the sides by less.
 _ASPECT_TOLERANCE = 0.02
 
 
@@ -69,7 +70,7 @@ class MaskFolder:
 class Segmentations:
     """cheXlocalize's masks of ten observations, from a file such as `gt_segmentations_val.json`.
 
-    The file holds images with at least one of these findings. Images that are not in it count as having none, as in
+    The file holds images with at least one of these findings. Other images count as images without findings, as in
     cheXlocalize's own evaluation of its full set.
     """
 
@@ -113,8 +114,8 @@ class Boxes:
     """Boxes of some findings in some images; a finding without a box may still be present.
 
     All boxes of one observation in one image make one mask. Boxes come from a `Reference`, or from a CSV file with the
-    columns Path, x, y, width and height, and either Observation or a column per observation (see `read_reference`);
-    `observations` are those of the model, and `images` the paths in the data set.
+    columns Path, x, y, width and height, and either Observation or a column per observation (see `read_reference`).
+    `observations` are the model's; `images` are the paths in the data set.
     """
 
     is_complete = False
@@ -166,11 +167,11 @@ def find_ground_truth(
 
     The file is a CSV file of boxes or cheXlocalize's JSON. In the folder, these are tried in turn: `masks/`,
     `boxes.csv`, and masks or boxes in the data set's own files, whose names of findings are matched to `observations`.
-    `layout` is the name of the data set's layout, recognised if None. `images` are the paths in the data set, by which
-    boxes in a CSV file are assigned.
+    `layout` is the name of the data set's layout; if None, it is recognised. `images` are the paths in the data set, to
+    which paths in a CSV file of boxes are matched.
 
     Raises:
-        InputError: If there is no ground truth (GroundTruthError), or a file cannot be read.
+        InputError: If a file cannot be read; as GroundTruthError, if there is no ground truth.
     """
     if annotations is not None:
         if not annotations.is_file():
@@ -196,7 +197,7 @@ def find_ground_truth(
 
 
 def _fitting(mask: Mask, shape: tuple[int, int], where: str) -> Mask:
-    """Return the mask if it has an image's `shape`, or is larger with its proportions; else raise GroundTruthError."""
+    """Return a mask of an image's `shape`, or a larger one of the same proportions; GroundTruthError for others."""
     ratio = (mask.shape[0] / mask.shape[1]) / (shape[0] / shape[1])
     if mask.shape[0] < shape[0] or abs(ratio - 1) > _ASPECT_TOLERANCE:
         raise GroundTruthError(

@@ -1,4 +1,4 @@
-"""Does a saliency map point at the finding? Hit rate and IoU against masks or boxes, with intervals and baselines.
+"""Hit rate and IoU of saliency maps against masks or boxes of findings, with intervals and baselines.
 
 Maps are compared at the size of the ground truth's mask. Only the positive part of a map counts: evidence against an
 observation does not say where it is. A map without a positive value is empty: it is a miss, and its mask has no pixel.
@@ -38,12 +38,12 @@ PRIORS: Mapping[str, Prior] = {"centre": Prior(0.5, 0.5, 0.25, 0.25), "right lun
 """Two baselines that ignore the image. "centre" is that of the pointing game (Zhang et al. 2018, International Journal
 of Computer Vision 126). "right lung" is where the midpoint of the patient's right lung, on the image's left, comes to
 lie in a frontal radiograph that shows the whole chest. Both were set beforehand, from anatomy and not from any ground
-truth; in a lateral view "right lung" is merely another fixed point."""
+truth; in a lateral view "right lung" is no more than a fixed point."""
 
 
 @dataclass(frozen=True)
 class Indication:
-    """The part of an image that a map points at: the marked pixels, and the peak."""
+    """The part of an image that a map points at: the pixels that it marks, and its peak."""
 
     mask: Mask  # (height, width)
     peak: tuple[int, int] | None  # (row, column); None for a map without a positive value
@@ -53,7 +53,7 @@ class Indication:
 class MapScore:
     """The metrics of one map against the ground truth of one finding."""
 
-    hit: float  # 1 if the peak is in the ground truth, 0 if not or the map is empty, NaN without a truth
+    hit: float  # 1 if the peak is in the ground truth's mask, else 0; NaN if that mask is empty
     iou: float  # of the map's mask and the ground truth; NaN unless both are non-empty
     peak: tuple[int, int] | None  # (row, column); None for an empty map
 
@@ -71,17 +71,17 @@ class PointerMetrics:
 
 
 def otsu_threshold(levels: NDArray[np.uint8]) -> int:
-    """Return Otsu's threshold of 8-bit values: those above it are foreground. It is 0 for a constant image.
+    """Return Otsu's threshold of 8-bit values: values above it are foreground. It is 0 for a constant image.
 
-    The order of operations is OpenCV's, since rounding chooses among levels that are equally good.
+    The order of operations is OpenCV's, since rounding decides between thresholds that are equally good.
 
     Source: Otsu 1979, IEEE Transactions on Systems, Man, and Cybernetics 9(1); OpenCV's THRESH_OTSU.
     """
-    # Pillow counts 8-bit values ten times as fast as numpy, which makes 64-bit ones of them first.
+    # Pillow counts 8-bit values ten times as fast as numpy, which converts them to 64 bits first.
     counts, scale = np.array(Image.fromarray(levels.reshape(1, -1)).histogram()), 1.0 / levels.size
     shares, mean = (counts * scale).tolist(), float(counts @ np.arange(256)) * scale
     best, threshold, below, mean_below = 0.0, 0, 0.0, 0.0
-    negligible = float(np.finfo(np.float32).eps)  # a class of fewer pixels than this share is none
+    negligible = float(np.finfo(np.float32).eps)  # a smaller share of the pixels is no class
     for level, share in enumerate(shares):
         mean_below *= below
         below += share
@@ -99,7 +99,7 @@ def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None
     """Return the mask of the pixels that a map `(height, width)` marks: those whose positive part is above a threshold.
 
     The positive part is scaled to [0, 1] by its own minimum and maximum. A constant map, or one without positive
-    values, marks nothing. The threshold is in (0, 1); None: Otsu's on 256 levels. Source: cheXlocalize,
+    values, marks nothing. The threshold is in (0, 1); None: Otsu's threshold on 256 levels. Source: cheXlocalize,
     heatmap_to_segmentation.py.
     """
     positive = np.maximum(saliency, 0).astype(np.float32, copy=False)
@@ -110,7 +110,7 @@ def saliency_mask(saliency: NDArray[np.floating], threshold: float | None = None
     scaled = positive / largest
     if threshold is not None:
         return scaled > np.float32(threshold)
-    levels = (np.float32(255) * scaled).astype(np.uint8)  # cut off, not rounded, as cheXlocalize does
+    levels = (np.float32(255) * scaled).astype(np.uint8)  # truncated, not rounded, as in cheXlocalize
     return levels > otsu_threshold(levels)
 
 
@@ -131,8 +131,8 @@ def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
 def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> float:
     """Return the intersection over union of two masks `(height, width)`. Source: cheXlocalize, eval.py.
 
-    With `true_positives_only`, NaN unless both masks are non-empty; else, as on cheXlocalize's full data set, 0 if one
-    of them is empty, NaN if both are. Raises ValueError if the shapes differ.
+    If one mask is empty, return NaN with `true_positives_only`, else 0, as on cheXlocalize's full data set. If both
+    are empty, return NaN. Raises ValueError if the shapes differ.
     """
     if predicted.shape != truth.shape:
         raise ValueError(f"The map is {predicted.shape}, the ground truth {truth.shape}; expected one (height, width).")
@@ -178,10 +178,10 @@ def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
 def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: int = 1000) -> PointerMetrics:
     """Summarise one observation's maps by hit rate and mean IoU; `scores` and `patients` have an entry per image.
 
-    The interval of the hit rate is Wilson's if each patient has one image, else from a bootstrap of patients. If all
-    images are hits, or none, all resamples are equal: then, too, it is Wilson's, with a trial per patient.
+    The interval of the hit rate comes from a bootstrap of patients. It is Wilson's, with one trial per patient, if each
+    patient has one image, or if all images are hits or none is (all resamples would be equal).
 
-    Source: Saporta et al. 2022, methods: 1,000 replicates, but of images.
+    Source: Saporta et al. 2022, methods: 1,000 bootstrap replicates, though of images, not patients.
     """
     hits = np.array([score.hit for score in scores])
     num_patients, rate = len(set(patients)), float(np.mean(hits)) if len(hits) else NAN

@@ -45,7 +45,7 @@ def as_dictionary(result: LocalizationResult) -> dict[str, Any]:
 
 
 def as_text(result: LocalizationResult) -> str:
-    """Format two plain tables, hit rate and mIoU, each with a line per observation."""
+    """Format two plain-text tables, of hit rate and of mIoU, each with a line per observation."""
     blocks = [f"{title} (95 % interval)\n{aligned(cells)}" for title, cells in _tables(result).items()]
     return "\n\n".join([*blocks, *_remarks(result)])
 
@@ -81,16 +81,16 @@ def _tables(result: LocalizationResult) -> dict[str, list[list[str]]]:
     return {"Hit rate": _cells(result, lambda item: item.hit_rate), "mIoU": _cells(result, lambda item: item.miou)}
 
 
-def _cells(result: LocalizationResult, figure: Callable[[PointerMetrics], Estimate]) -> list[list[str]]:
-    """Return the cells of a table of one metric, which `figure` selects: observations as rows, pointers as columns.
+def _cells(result: LocalizationResult, metric: Callable[[PointerMetrics], Estimate]) -> list[list[str]]:
+    """Return the cells of a table of one `metric`: observations as rows, pointers as columns.
 
-    If there are several observations, a last row has the means over those with the metric defined for all pointers.
+    With several observations, a last row has the means over the observations where no pointer's metric is undefined.
     """
     rows = [["observation", "images", "empty", *POINTERS]]
     values = []
     for item in result.observations:
         model = item.pointers[MODEL]
-        estimates = [figure(item.pointers[name]) for name in POINTERS]
+        estimates = [metric(item.pointers[name]) for name in POINTERS]
         values.append([estimate.value for estimate in estimates])
         rows.append([item.observation, f"{model.num_images:,}", f"{model.num_empty:,}", *map(as_estimate, estimates)])
     if len(values) > 1:

@@ -45,7 +45,7 @@ _THUMBNAIL_SIDE = 128  # of the radiograph in each of cheXlocalize's pickles, te
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding in one image, with the score of each pointer's map; pointers are sources of maps, see `POINTERS`."""
+    """One finding in one image, with the score of each pointer's map. Pointers are sources of maps; see `POINTERS`."""
 
     path: str  # of the image, as in `load_dataset`
     patient: str
@@ -59,9 +59,9 @@ class Finding:
 class ObservationLocalization:
     """The metrics of one observation, for each pointer (source of maps; see `POINTERS`).
 
-    `full_set_miou` is the model's mIoU over all images, with or without the finding. Without it, a map that marks any
-    pixel has an IoU of 0. Where the probability is below the operating point, the map counts as empty. None if the
-    ground truth does not tell which findings are absent.
+    `full_set_miou` is the model's mIoU over all images, with or without the finding. In an image without the finding, a
+    map that marks any pixel has an IoU of 0. If the probability is below the operating point, the map counts as empty.
+    `full_set_miou` is None if the ground truth does not tell which findings are absent.
     """
 
     observation: str
@@ -74,7 +74,7 @@ class ObservationLocalization:
 class LocalizationResult:
     """The result of `localize_dataset`."""
 
-    observations: Sequence[ObservationLocalization]  # those with at least one ground truth, in the model's order
+    observations: Sequence[ObservationLocalization]  # with at least one finding, in the model's order
     findings: Sequence[Finding]  # each finding of each image, in the order of the data
     num_images: int  # that were scored; see `rows_with_truth`
     source: str  # of the ground truth, for reports
@@ -97,21 +97,21 @@ def localize_dataset(
     Images are read in batches, and maps are not kept in memory.
 
     Args:
-        classifier: The model; the untrained network beside it has the same architecture (that of an ensemble's first
-            member).
+        classifier: The model. The untrained baseline has the same architecture; for an ensemble, that of its first
+            member.
         dataset: The split.
         truth: From `find_ground_truth`.
-        threshold: In (0, 1): each pointer's map, scaled to [0, 1], marks the pixels where it is above this. None:
-            Otsu's threshold of each map.
+        threshold: In (0, 1): a map, scaled to [0, 1], marks the pixels where its value is above this. None: Otsu's
+            threshold of each map.
         replicates: Number of bootstrap resamples of patients.
-        maps_folder: If given, the maps are written there as cheXlocalize's pickles, and the ground truth as
-            `gt_segmentations.json`, in place of those of an earlier run. A finding without a mask or box is absent in
-            that file, even if it may be present.
+        maps_folder: If given, the maps are written to this folder as cheXlocalize's pickles, and the ground truth as
+            `gt_segmentations.json`; such files of an earlier run are replaced. In `gt_segmentations.json`, a finding
+            without a mask or box is absent, even if it may be present in the image.
         progress: Called with 1 after each image.
 
     Raises:
-        InputError: If no image has a ground truth for the model's observations, an image or mask cannot be used, or two
-            images have the same id in cheXlocalize's files, if such files are read or written.
+        InputError: If no image has a ground truth for the model's observations, an image or mask cannot be used, or
+            cheXlocalize's files are read or written and two images have the same id in them.
     """
     paths, patients, names = dataset["path"][:], dataset["patient"][:], classifier.observations
     rows = rows_with_truth(dataset, truth, names)
@@ -123,7 +123,7 @@ def localize_dataset(
     full_set: dict[str, list[float]] = {name: [] for name in names}  # IoU of each image
     written: dict[str, dict[str, RunLengths]] = {}
     all_files = image_files(dataset)
-    files = [all_files[row] for row in sample_rows(len(dataset), BATCH_SIZE)]  # whether or not they have a truth
+    files = [all_files[row] for row in sample_rows(len(dataset), BATCH_SIZE)]  # with or without a ground truth
     untrained = scored_images(untrained_like(classifier, files), dataset, rows)
     scored = scored_images(classifier, dataset, rows)
     for row, (image, prediction), (_, other) in zip(rows, scored, untrained, strict=True):
@@ -185,7 +185,7 @@ def _expect_ids(paths: Sequence[str]) -> None:
 def scored_images(
     classifier: CheXpertClassifier, dataset: datasets.Dataset, rows: Sequence[int]
 ) -> Iterator[tuple[Image.Image, Prediction]]:
-    """Yield each of these rows' image, as the model read it (possibly scaled down), and its prediction with maps."""
+    """Yield the image of each row, as the model read it (possibly scaled down), and its prediction with maps."""
     files, read = image_files(dataset), list[Radiograph]()
 
     def images() -> Iterator[Radiograph]:
@@ -200,24 +200,24 @@ def scored_images(
 def untrained_like(
     classifier: CheXpertClassifier, files: Sequence[RadiographFile], seed: int = 0
 ) -> CheXpertClassifier:
-    """Return a classifier with random weights and the architecture of `classifier`; of an ensemble, its first member's.
+    """Return a classifier with random weights and the architecture of `classifier`, or of an ensemble's first member.
 
-    Its BatchNorm layers get the statistics of the images `files`, taken as one batch; with the statistics of a new
-    model, the maps of all images would be nearly the same.
+    Its BatchNorm layers get the statistics of the images in `files` as one batch. With the statistics of a new model,
+    the maps of all images would be nearly the same.
     """
     untrained = CheXpertClassifier(randomised_networks(classifier.model, seed)[1], classifier.processor)
     images = []
     for file in files:
-        with suppress(RadiographError):  # if it has a truth, scoring it says so
+        with suppress(RadiographError):  # skipped here: if it has a ground truth, scoring it raises the error
             images.append(read_file(classifier, file).image)
     estimate_statistics(untrained.model, pixel_values_of(untrained, images))
     return untrained
 
 
 def map_before_resizing(maps: SaliencyMaps, name: str) -> NDArray[np.float32]:
-    """Return the positive part of an observation's map over the whole image, `(h, w)` as in the last feature maps.
+    """Return the positive part of an observation's map over the whole image, in the size of the last feature maps.
 
-    If the network saw only a part of the image, h and w are `_COARSE_SIDE`, and the map is 0 outside that part.
+    If the network saw only a part of the image, both sides are `_COARSE_SIDE`, and the map is 0 outside that part.
     """
     if maps.box == (0, 0, *maps.size):
         return maps.positive[list(maps.observations).index(name)].numpy()
@@ -244,9 +244,10 @@ def _summary(items: Sequence[Finding], full_miou: BootstrapEstimate | None, repl
 def _write_maps(
     folder: Path, name: str, image: Image.Image, prediction: Prediction, found: Mapping[str, Mask]
 ) -> dict[str, RunLengths]:
-    """Write the maps of the image with the id `name` as cheXlocalize's pickles; return observation -> compressed mask.
+    """Write the maps of the image with the id `name` as cheXlocalize's pickles; return its compressed ground truth.
 
-    `found` has the ground truth: observation -> mask. If it is empty, one empty mask is returned, for the image's size.
+    `found` is the ground truth, observation -> mask. If there is none, the result is an empty mask of one observation,
+    from which `write_segmentations` takes the image's size.
     """
     folder.mkdir(parents=True, exist_ok=True)
     height, width = next((mask.shape for mask in found.values()), prediction.maps.size[::-1])
