@@ -1,6 +1,6 @@
 """The plots of an evaluation report, for print: ROC, precision-recall, reliability, histograms, subgroups.
 
-Colours are Okabe and Ito's, which are told apart with any colour vision; models also differ by line style.
+Colours are Okabe and Ito's, which people with any colour vision can tell apart; models also differ by line style.
 """
 
 import math
@@ -30,7 +30,7 @@ Curve = Callable[[FloatArray, FloatArray], FloatArray]  # maps scores and labels
 
 @dataclass(frozen=True)
 class StudyScores:
-    """The probabilities of all models and the labels, per study, from which the plots are drawn."""
+    """The data of the plots: the probabilities of all models, and the labels, per study."""
 
     probabilities: Mapping[str, FloatArray]  # model -> (num_studies, num_labels)
     truth: FloatArray  # (num_studies, num_labels) in {0, 1, NaN}
@@ -38,7 +38,7 @@ class StudyScores:
     shown: Sequence[str]  # the observations that get a panel
 
     def known(self, model: str, observation: str) -> tuple[FloatArray, FloatArray]:
-        """Return a model's scores of an observation and its labels, both `(n,)`, of the studies with a known label."""
+        """Return a model's scores of an observation and the labels, `(n,)` for the n studies with a known label."""
         column = self.observations.index(observation)
         is_known = ~np.isnan(self.truth[:, column])
         return self.probabilities[model][is_known, column], self.truth[is_known, column]
@@ -83,12 +83,12 @@ def precision_recall_figure(scores: StudyScores) -> Figure:
 
 
 def reliability_figure(scores: StudyScores) -> Figure:
-    """Draw observed frequency against mean probability in up to ten equally filled bins, with Wilson 95 % intervals."""
+    """Draw observed frequency by mean probability in up to ten equally filled bins, with Wilson's 95 % intervals."""
     figure, panels = _grid(scores, "Mean probability", "Observed frequency")
     for name, axes in panels.items():
         axes.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
         for _, values, labels, style in _models(scores, name):
-            # Equal scores are in one bin, or the order of the rows would decide on the frequencies.
+            # Equal scores are in one bin; otherwise the order of the rows would change the frequencies.
             shares = np.linspace(0, 1, min(_BINS, max(1, len(values) // 5)) + 1)[1:-1]
             bins = np.digitize(values, np.unique(np.quantile(values, shares)))
             groups = [np.flatnonzero(bins == number) for number in np.unique(bins)]

@@ -34,7 +34,7 @@ def aligned(cells: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
     """Format rows of cells as a plain table with aligned columns.
 
     Args:
-        cells: Rows; if one is shorter than others, its last cell may run on over the columns that it lacks.
+        cells: Rows. The last cell of a row with fewer cells than others may extend over the missing columns.
         right: Indices of the columns that are aligned to the right.
     """
     columns = range(max(map(len, cells)))
@@ -48,7 +48,7 @@ def aligned(cells: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
 
 
 def render(template: str, **context: Any) -> str:
-    """Render a file in `templates/`, such as "report.md"; it has filters for estimates, numbers and p-values."""
+    """Render a template in `templates/`, such as "report.md", with filters for estimates, numbers and p-values."""
     environment = Environment(
         loader=PackageLoader("chexpert_hf.evaluation", "templates"),
         autoescape=select_autoescape(["html.jinja"]),

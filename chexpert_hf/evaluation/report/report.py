@@ -29,7 +29,7 @@ _HARDLY_ANY = 0.1  # sensitivity at an operating point that finds hardly any pos
 LABELS_PREFIX = "truth"
 """Prefix of the columns of labels in predictions_studies.csv; that of scores is the model's name."""
 
-MAX_PANELS = 4  # observations in the plot of the subgroups, those with most groups
+MAX_PANELS = 4  # observations in the plot of subgroups: those with the most groups
 
 
 def as_table(evaluation: Evaluation, aggregation: str = "maximum") -> str:
@@ -47,7 +47,7 @@ def as_table(evaluation: Evaluation, aggregation: str = "maximum") -> str:
 
 
 def reference_table(result: Mapping[str, Any]) -> str:
-    """Format the result of `assess_reference` as a plain table: each AUROC, and the reference standard behind it."""
+    """Format the result of `assess_reference` as a plain table: each AUROC with its reference standard."""
     return aligned([row[:7] for row in _reference_cells(result)]) + "\n" + _reference_note(result)
 
 
@@ -75,7 +75,7 @@ def _reference_cells(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _not_judged(item: Mapping[str, Any]) -> str | None:
-    """Return why the report gives no AUROC for `item`, an observation's entry in metrics.json; None if it gives one."""
+    """Return why the report shows no AUROC for `item`, an observation's entry in metrics.json; None if it does."""
     is_few = min(item["num_positive"], item["num_negative"]) < MIN_STUDIES_PER_CLASS
     return item["undefined"] or (_FEW if is_few else None)
 
@@ -126,7 +126,7 @@ class ReportData:
 
 
 def write_report(folder: Path, data: ReportData) -> None:
-    """Write all files of the report to a folder, which is made if needed, in place of an earlier report's."""
+    """Write all files of the report to a folder, which is made if needed; those of an earlier report are replaced."""
     result_folder(folder)
     _delete_pictures(folder)
     metrics = {**data.metrics, "title": data.title, "warnings": list(data.warnings)}
@@ -136,7 +136,7 @@ def write_report(folder: Path, data: ReportData) -> None:
     for (table, arrays), name in zip(tables, ("views", "studies"), strict=True):
         scores = [pd.DataFrame(item, columns=data.observations).add_prefix(f"{key}/") for key, item in arrays.items()]
         table = pd.concat([table, *scores], axis=1)
-        # Nine digits hold a float32 exactly; rounded probabilities near 0 and 1 would tie, and give another AUROC.
+        # Nine digits hold a float32 exactly. With fewer, probabilities near 0 and 1 would tie and change the AUROC.
         table.to_csv(folder / f"predictions_{name}.csv", index=False, float_format="%.9g")
     pictures = {}
     for name, (caption, figure) in _figures(data).items():
@@ -174,17 +174,17 @@ def _delete_pictures(folder: Path) -> None:
 
 
 def _shown(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's entry in metrics.json, with a summary and the result of `_subgroups` added for the templates."""
+    """Return a model's entry in metrics.json for the templates: with a summary and the result of `_subgroups` added."""
     observations = [item | {"undefined": _not_judged(item)} for item in model["observations"]]
     shown = {"observations": observations, "summary": _summary(observations), "subgroups": _subgroups(model)}
     return {**model, **shown}
 
 
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Sort a model's subgroup entries in metrics.json for the templates.
+    """Sort a model's subgroup entries in metrics.json into four keys for the templates.
 
-    `compared` are the entries of columns with several groups. Of these, `scored` are the ones with an AUROC, and
-    `too_small` is group -> text on the ones without. `single` has a text for each column with only one group.
+    `compared`: the entries of columns with several groups. `scored`: the part of `compared` with an AUROC. `too_small`:
+    group -> text on its entries without an AUROC. `single`: a text for each column with only one group.
     """
     groups: dict[str, dict[str, None]] = {}  # column -> its groups, in their order
     for item in model["subgroups"]:
@@ -204,7 +204,7 @@ def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _figures(data: ReportData) -> dict[str, tuple[str, Figure]]:
-    """Return file name -> (caption, plot); only those of sanity checks if no observation has enough studies."""
+    """Return file name -> (caption, plot). If no observation has enough studies, only sanity checks are plotted."""
     sanity = {
         "sanity" if number == 1 else f"sanity_{number}": (
             f"Maps of {name}: alike with randomised weights (ticks: with another radiograph; dotted: the bound), "

@@ -40,7 +40,7 @@ _THUMBNAIL_SIDE = 320
 
 
 def evaluate_dataset(classifier: CheXpertClassifier, dataset: datasets.Dataset) -> Evaluation:
-    """Score a split, whose labels are the model's observations in the model's order, and compute AUROCs per study."""
+    """Score a split, labelled with the model's observations in the model's order, and compute AUROCs per study."""
     return evaluate_predictions(predict_dataset(classifier, dataset), dataset, classifier.model.config)
 
 
@@ -53,8 +53,8 @@ def evaluate_predictions(
 ) -> Evaluation:
     """Compute the AUROCs per study of probabilities `(num_views, num_labels)` for the images of a split.
 
-    The split's labels are `observations`, in this order; if None, those of the model's `config`, which also says how
-    blanks count.
+    The split's labels are `observations`, in this order; if None, the observations of the model's `config`, whose
+    `blank_labels` says how blanks count.
     """
     known, labels = config.labels.among(observations or config.observations), split_labels(dataset, config.blank_labels)
     return evaluate_probabilities(probabilities, labels, dataset["study"][:], known.names, known.headline, aggregation)
@@ -87,7 +87,7 @@ def assess_dataset(
     """Score a split with each model, and compute the content of a report.
 
     Args:
-        classifiers: Name -> model. The report is on the observations that all of them score, in the order of the first.
+        classifiers: Name -> model. The report is on the observations that all models score, in the first one's order.
         dataset: A split from `load_dataset` with the labels of these observations.
         title: Names the data and the split.
         aggregation: How the views of a study are combined; one of `metrics.AGGREGATIONS`.
@@ -153,7 +153,7 @@ def reference_metrics(
     """Compute the metrics of models against a second reference standard, and against the split's own labels.
 
     `probabilities` are `(num_views, num_labels)` by model. `options` are `labels_name`, `aggregation` and `replicates`
-    of `assess_reference`; the result and the errors are also that function's.
+    of `assess_reference`; see there for the result and the errors, too.
     """
     first = next(iter(classifiers.values()))
     scores, labels = _model_scores(classifiers, probabilities), split_labels(dataset, first.model.config.blank_labels)
@@ -164,8 +164,8 @@ def reference_metrics(
 def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]) -> Groups:
     """Return the subgroups for `assess`: column, such as "sex" or "age" -> group of each view, None where unknown.
 
-    The groups with and without support devices come from `labels` `(num_views, num_labels)`. Views count as frontal
-    only if the table says so, by a projection or by having laterals.
+    The groups with and without support devices come from `labels` `(num_views, num_labels)`. The groups "frontal" and
+    "lateral" need a split with a projection or a lateral view: otherwise it is unknown which views are frontal.
     """
     projections, is_frontal = dataset["projection"][:], dataset["is_frontal"][:]
     is_stated = any(projections) or not all(is_frontal)
@@ -188,10 +188,9 @@ def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations
 
 
 def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
-    """Return warnings for each model, a folder or a repository, each after the model's name.
+    """Return the warnings of `seen_patients` for each model, a folder or a repository, after the model's name.
 
-    They are those of `seen_patients`, or that nothing is known of the patients that the model was trained on, as of
-    imported models and those of the Hub.
+    A model without a record of its training patients, such as an imported model or one of the Hub, gets a warning, too.
     """
     warnings = []
     for model in map(Path, models):
@@ -224,7 +223,7 @@ def _model_scores(classifiers: Mapping[str, CheXpertClassifier], scores: Mapping
 
 
 def _rule(model: CheXpertClassifier, observation: str) -> str | None:
-    """Return how an operating point was chosen, such as "sensitivity 0.9", if that is known; None for the default."""
+    """Return how an operating point was chosen: "sensitivity 0.9" or "not recorded"; None for the default point."""
     rules: list[str] = []
     for member in model.members:
         source = record_of(member.model.config.operating_points_source, observation)

@@ -1,8 +1,8 @@
 """Runs the sanity checks of `sanity` on a model's saliency maps of radiographs.
 
 The checks of weights and regions take three forward passes per radiograph; the deletion and insertion curves take at
-most `3 * STEPS - 1` for each of up to `PAIRS` pairs (radiograph, observation). To remove a cell of the map, its block
-of pixels is blurred. Petsiuk et al. delete to grey, but patches of another brightness are edges that no radiograph has.
+most `3 * STEPS - 1` for each of up to `PAIRS` pairs (radiograph, observation). A cell of the map is removed by blurring
+its block of pixels. Petsiuk et al. set pixels to grey, which would add edges that no radiograph has.
 
 Source: Petsiuk et al. 2018, arXiv:1806.07421.
 """
@@ -32,13 +32,13 @@ from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
 from chexpert_hf.scoring.saliency import resize_maps
 
 PAIRS = 12  # pairs of a radiograph and an observation that get curves, at most
-STEPS = 12  # after which all cells are removed; fewer where a map has fewer cells
-BLUR = 0.1  # standard deviation, in shares of the picture's side: wide enough to take findings away
+STEPS = 12  # steps until all cells are removed; fewer if a map has fewer cells
+BLUR = 0.1  # standard deviation, as a share of the picture's side: wide enough to hide findings
 
 OUTSIDE, FRAME, MARKER = "outside the body", "outer frame", "side marker"
 _MODEL, _HEAD, _ALL = "model", "head", "all weights"
 
-_STREAM = 1810_03292  # added to the seed, which may be the one that the model was trained with
+_STREAM = 1810_03292  # joined to the seed, as the model may have been trained with the same one
 _SIZE = (320, 320)  # of the picture in which regions are found: the paper's, in which letters can be read
 
 Pair = tuple[int, int]  # row of a radiograph and column of an observation
@@ -55,11 +55,11 @@ def check_sanity(
 ) -> sanity.SanityChecks:
     """Check the maps of one model on two or more radiographs.
 
-    Weights are checked with all maps. Regions are checked with the maps of observations that the model calls positive
-    at its operating points. Deletion and insertion curves are made for at most `PAIRS` maps: of these observations, or
-    of those that `is_positive` `(num_files, num_labels)` marks. The label `none_of_these`, No Finding, has neither.
-    `patients` names the patient of each file; None: all differ. `progress` is called with the number of radiographs
-    that were just scored, then with 1 for each map whose curves were made.
+    Weights are checked with all maps, regions with the maps of positive observations: those that the model calls
+    positive at its operating points. Deletion and insertion curves are made for at most `PAIRS` maps, of observations
+    that are positive or marked in `is_positive` `(num_files, num_labels)`. The label set's `none_of_these`, such as No
+    Finding, takes part in the check of weights only. `patients` names the patient of each file; None: all differ.
+    `progress` is called with the number of radiographs just scored, then with 1 for each map whose curves were made.
 
     Raises:
         InputError: If the model is an ensemble, there are fewer than two radiographs or one cannot be read.
@@ -98,7 +98,7 @@ def dataset_sanity(
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> sanity.SanityChecks:
-    """Run `check_sanity` on at most `limit` radiographs, sampled by `seed`, of a split from `load_dataset`."""
+    """Run `check_sanity` on a random sample of at most `limit` radiographs of a split from `load_dataset`."""
     part = dataset.select(sample_rows(len(dataset), limit, seed))
     is_positive, patients = np.asarray(part["labels"][:]) == POSITIVE, part["patient"][:]
     files = image_files(part)
@@ -114,9 +114,9 @@ def sample_rows(count: int, limit: int, seed: int = 0) -> list[int]:
 def randomised_networks(
     model: CheXpertForImageClassification, seed: int
 ) -> tuple[CheXpertForImageClassification, CheXpertForImageClassification]:
-    """Return two copies of a model: with a randomised head, and with all weights randomised as in a new model.
+    """Return two copies of a model: one with a randomised head, and one with all weights randomised as in a new model.
 
-    Call `estimate_statistics` on the second: its BatchNorm layers still have the statistics of a new model.
+    Call `estimate_statistics` on the second copy: its BatchNorm layers still have the statistics of a new model.
     """
     stream = np.random.SeedSequence([seed, _STREAM]).generate_state(1, np.uint64).item()
     with torch.random.fork_rng(devices=[]):
@@ -143,7 +143,7 @@ def estimate_statistics(model: CheXpertForImageClassification, pixel_values: Ten
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
-            module.momentum = None  # the plain mean over the batches, of which there is one
+            module.momentum = None  # the plain mean over all batches; here, one
     model.train()
     model(pixel_values)
     model.eval()
@@ -155,8 +155,8 @@ def _scores_and_maps(
 ) -> tuple[FloatArray, dict[str, FloatArray], dict[str, FloatArray], dict[str, FloatArray]]:
     """Score n radiographs for L observations, and compute the maps of the model and of its two randomised networks.
 
-    Returns the model's probabilities `(n, L)`; network -> maps `(n, L, h, w)`; region -> the share of each of the
-    model's maps that lies in it, `(n, L)`; and region -> its share of the picture, `(n,)`.
+    Returns the model's probabilities `(n, L)`; network -> maps `(n, L, h, w)`; region -> share `(n, L)` of each of the
+    model's maps in the region; and region -> share `(n,)` of each picture in the region.
     """
     other_head, fresh = randomised_networks(classifier.model, seed)
     networks = {_MODEL: classifier.model, _HEAD: other_head, _ALL: fresh}
@@ -192,7 +192,7 @@ def _scores_and_maps(
 def _regions(processor: CheXpertImageProcessor, image: Image.Image) -> dict[str, NDArray[np.bool_]]:
     """Return region -> mask over the part of the image that the model sees.
 
-    Body and side marker are looked for in the whole image; the frame is that of the part.
+    Body and side marker are detected in the whole image. The frame is the frame of the part.
     """
     picture = np.asarray(image.resize(_SIZE, Image.Resampling.BILINEAR))
     left, top, right, bottom = processor.seen_box(*image.size)
@@ -206,7 +206,7 @@ def _regions(processor: CheXpertImageProcessor, image: Image.Image) -> dict[str,
 def choose_pairs(probabilities: FloatArray, is_wanted: NDArray[np.bool_]) -> list[Pair]:
     """Choose at most `PAIRS` (row, column) pairs where `is_wanted` `(num_images, num_labels)` is true.
 
-    Each observation (column) gets one in turn, the image (row) with the highest probability first.
+    Observations (columns) take turns; each one's images (rows) are taken by falling probability.
     """
     order = np.argsort(np.where(is_wanted, -probabilities, np.inf), axis=0, kind="stable")  # (num_images, num_labels)
     pairs = [(row, column) for rows in order.tolist() for column, row in enumerate(rows)]
@@ -256,13 +256,13 @@ def removal_curves(
 ) -> FloatArray:
     """Compute the probability of one observation (column) while cells of one image are removed or inserted in steps.
 
-    Pixel values are `(1, num_channels, height, width)`; both orders list all cell numbers `(h * w,)` of a map of
-    `map_shape` (h, w), first removed or inserted first. Returns `(3, steps + 1)`: deletion in `order`, insertion in
-    `order`, and deletion in random order.
+    Pixel values are `(1, num_channels, height, width)`. `order` and `random_order` `(h * w,)` list the numbers of all
+    cells of a map of `map_shape` (h, w) in the order in which they are removed or inserted. Returns `(3, steps + 1)`:
+    deletion in `order`, insertion in `order`, and deletion in `random_order`.
     """
     is_gone, _ = sanity.removal_steps(order, steps)
     is_gone_at_random, _ = sanity.removal_steps(random_order, steps)
-    # Nothing gone and all gone are the ends of each curve and are computed once.
+    # The ends of all curves, with no cell and with all cells removed, are the same and are computed once.
     states = np.concatenate([is_gone, ~is_gone[1:-1], is_gone_at_random[1:-1]]).reshape(-1, *map_shape)
     height, width = pixel_values.shape[-2:]
     blurred = ndimage.gaussian_filter(pixel_values.float().numpy(), (0, 0, BLUR * height, BLUR * width))

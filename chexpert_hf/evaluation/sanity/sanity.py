@@ -1,4 +1,4 @@
-"""Sanity checks of saliency maps: do they depend on the weights, keep to the body, and mark cells that matter?
+"""Sanity checks of saliency maps: do maps depend on the weights, stay on the body, and mark cells that matter?
 
 Sources: Adebayo et al. 2018, arXiv:1810.03292 (weight randomisation); Petsiuk et al. 2018, arXiv:1806.07421 (deletion
 and insertion); Zech et al. 2018, PLOS Medicine 15(11) (networks that read the side marker instead of the chest).
@@ -19,8 +19,8 @@ from chexpert_hf.evaluation.intervals import UNDEFINED, Estimate, ratio_interval
 from chexpert_hf.evaluation.metrics import NAN, FloatArray
 
 MAX_SIMILARITY = 0.5
-"""Mean |rank correlation| from which on maps count as unchanged: they share a quarter of the variance of their ranks.
-Set before any model was evaluated."""
+"""Maps count as unchanged from this mean |rank correlation| on: a quarter of the variance of their ranks is shared. The
+bound was set before any model was evaluated."""
 
 Mask = NDArray[np.bool_]
 Picture = NDArray[np.floating] | NDArray[np.uint8]
@@ -28,7 +28,7 @@ Picture = NDArray[np.floating] | NDArray[np.uint8]
 FRAME = 0.05  # width of the frame, as a share of each side
 # Air beside the body is darker than this share of the range of grey levels.
 _DARK = 0.15
-# The marker is looked for in the upper third of the outer quarters of a picture, where technicians put it.
+# The side marker is detected in the upper third of the outer quarters of a picture, where technicians put it.
 _ZONE_HEIGHT, _ZONE_WIDTH = 1 / 3, 1 / 4
 # Its strokes are brighter than both sides by this share of the range of grey levels ...
 _INK = 0.1
@@ -38,7 +38,7 @@ _GAP = 0.01  # between the strokes of one letter, in shares of the picture
 
 
 class Verdict(str, Enum):
-    """The outcome of a check that compares an estimate with a bound; the values are the words that reports show."""
+    """The outcome of comparing an estimate with a bound; the values are the texts in reports."""
 
     PASSED = "yes"
     FAILED = "FAILED"
@@ -63,24 +63,21 @@ def judge(estimate: Estimate, bound: float, *, is_good_below: bool) -> Verdict:
 class WeightCheck:
     """The similarity of a model's maps to those of the same network with randomised weights; low is good.
 
-    Similarity is Spearman's correlation of the signed maps, which are as small as the last feature maps. Its absolute
-    value counts, since a random head is as likely as its negative. The SSIM of Adebayo et al. is not used: its window
-    is as large as such a map.
+    Similarity is the absolute value of Spearman's correlation of the signed maps, at the size of the last feature maps.
+    The sign does not count, since a random head with all signs reversed is as likely. The SSIM of Adebayo et al. is not
+    used: its window is as large as such a map.
     """
 
     redrawn: str  # the weights that were randomised: "head" or "all weights"; a key of sanity.json
     similarity: Estimate  # mean |correlation| over radiographs and observations; 1: maps do not depend on the weights
     signed: FloatArray  # (num_labels,): mean correlation
-    by_observation: FloatArray  # (num_labels,): mean |correlation|; with one draw of weights, high by luck at times
-    other_image: FloatArray  # (num_labels,): the same, between different radiographs: what all maps share
-    by_chance: FloatArray  # (num_labels,): the same, with one map shifted to each other position, wrapped around
+    by_observation: FloatArray  # (num_labels,): mean |correlation|; sometimes high by chance, as weights are drawn once
+    other_image: FloatArray  # (num_labels,): mean |correlation| of different radiographs' maps: what all share
+    by_chance: FloatArray  # (num_labels,): mean |correlation| if one map is shifted cyclically, over all shifts
 
     @property
     def verdict(self) -> Verdict:
-        """PASSED if the maps change enough; NOT_JUDGED if the mean of `by_chance` reaches the bound `MAX_SIMILARITY`.
-
-        The latter happens with very coarse maps.
-        """
+        """PASSED if the maps change enough; NOT_JUDGED if very coarse maps reach `MAX_SIMILARITY` by chance."""
         if _mean(self.by_chance, 0) >= MAX_SIMILARITY:
             return Verdict.NOT_JUDGED
         return judge(self.similarity, MAX_SIMILARITY, is_good_below=True)
@@ -92,9 +89,9 @@ class RegionCheck:
 
     region: str
     num_images: int  # radiographs that have such a region and a map to check
-    mass: float  # mean share of a map's sum that lies there
-    area: float  # mean share of the picture that the region takes: a uniform map would have this mass
-    ratio: Estimate  # mass / area: above 1, the maps mark the region more than by chance
+    mass: float  # mean share of a map's sum in the region
+    area: float  # mean share of the picture in the region: the mass of a uniform map
+    ratio: Estimate  # mass / area; above 1, the maps mark the region more than a uniform map would
     by_observation: FloatArray  # (num_labels,): the ratio
 
     @property
@@ -107,16 +104,16 @@ class RegionCheck:
 class RemovalCheck:
     """Deletion and insertion curves: an observation's probability while cells are removed or inserted step by step.
 
-    Cells are the parts of the radiograph under the cells of the map, in the map's order, highest first; a removed one
-    is blurred. `deletion_gain` is the area by which the curve lies below that of random order, `insertion_gain` the
-    area by which it lies above; if positive, the map beats chance. Both are means over the curves.
+    Cells of the radiograph are removed (blurred) or inserted in the order of the map's values, highest first. A gain is
+    the mean area between these curves and those of a random order: `deletion_gain` is positive if the deletion curves
+    are lower, `insertion_gain` if the insertion curves are higher. The map is then better than chance.
     """
 
     observations: Sequence[str]  # the observation of each curve
     fractions: FloatArray  # (num_points,): share of the cells that were removed, or inserted
     deletion: FloatArray  # (num_curves, num_points): probability, cells removed in the order of the map
-    insertion: FloatArray  # the same, cells inserted into the blurred picture in that order
-    random: FloatArray  # the same, cells removed in random order; backwards: inserted in random order
+    insertion: FloatArray  # like `deletion`, cells inserted into the blurred picture in that order
+    random: FloatArray  # like `deletion`, in random order; reversed, the curve of inserting cells
     deletion_gain: Estimate
     insertion_gain: Estimate
 
@@ -140,21 +137,21 @@ class SanityChecks:
     removal: RemovalCheck
 
 
-def check_weights(redrawn: str, maps: FloatArray, others: FloatArray, patients: Sequence[str]) -> WeightCheck:
-    """Compare a model's maps with `others`, those of the network with randomised weights.
+def check_weights(weights: str, maps: FloatArray, randomised: FloatArray, patients: Sequence[str]) -> WeightCheck:
+    """Compare a model's maps with the maps of the same network with randomised weights.
 
-    Both are signed, `(num_images, num_labels, h, w)`. `redrawn` names the randomised weights.
+    Both are signed, `(num_images, num_labels, h, w)`. `weights` says which were randomised: "head" or "all weights".
     """
-    first, second = _standard_ranks(maps), _standard_ranks(others)  # (n, L, h, w)
+    first, second = _standard_ranks(maps), _standard_ranks(randomised)  # (n, L, h, w)
     cells = maps.shape[2] * maps.shape[3]
     matched = np.einsum("nlhw,nlhw->nl", first, second) / cells
     crossed = np.abs(np.einsum("nlhw,mlhw->lnm", first, second)) / cells
     crossed[:, np.eye(len(maps), dtype=bool)] = NAN
-    # With the second map at every other cell around the torus: (n, L, h w - 1)
+    # With the second map shifted cyclically, by each shift but none: (n, L, h w - 1)
     product = np.fft.ifft2(np.fft.fft2(first) * np.conj(np.fft.fft2(second))).real / cells
     shifted = np.abs(product.reshape(*maps.shape[:2], -1)[..., 1:])
     return WeightCheck(
-        redrawn=redrawn,
+        redrawn=weights,
         similarity=_ratio(_mean(np.abs(matched), 1), np.ones(len(maps)), patients),
         signed=_mean(matched, 0),
         by_observation=_mean(np.abs(matched), 0),
@@ -167,8 +164,7 @@ def check_region(region: str, masses: FloatArray, areas: FloatArray, patients: S
     """Summarise how much of the maps lies in one region, over all images.
 
     `masses` `(num_images, num_labels)` are from `mass_inside`, NaN for maps that are not to be checked; `areas`
-    `(num_images,)` are the region's share of each picture. Images where the area is 0 have no such region and are left
-    out.
+    `(num_images,)` are the region's share of each picture. Images with an area of 0 are left out.
     """
     mean = _mean(masses, 1)
     rows = np.flatnonzero((areas > 0) & ~np.isnan(mean)).tolist()
@@ -212,8 +208,8 @@ def mass_inside(maps: FloatArray, region: Mask) -> FloatArray:
 def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[Mask, FloatArray]:
     """Return the cells removed after each step, as masks `(steps + 1, num_cells)`, and their share `(steps + 1,)`.
 
-    `order` `(num_cells,)` has the numbers of the cells, first removed first. No cell is removed in the first mask, all
-    in the last.
+    `order` `(num_cells,)` has the numbers of the cells in the order of their removal. In the first mask no cell is
+    removed, in the last mask all are.
     """
     counts = np.round(np.linspace(0, len(order), steps + 1)).astype(int)
     rank = np.empty(len(order), dtype=int)
@@ -222,7 +218,7 @@ def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[Mask, FloatAr
 
 
 def frame(shape: tuple[int, int]) -> Mask:
-    """Return the mask of the outer frame of a picture of `shape` (height, width); its width is `FRAME` of each side."""
+    """Return the mask of the frame of a picture of `shape` (height, width): the outer share `FRAME` of each side."""
     mask = np.ones(shape, dtype=bool)
     rows, columns = (max(1, round(FRAME * side)) for side in shape)
     mask[rows:-rows, columns:-columns] = False
@@ -233,7 +229,7 @@ def outside_body(picture: Picture) -> Mask:
     """Return the mask of the dark surroundings of the body in a picture `(height, width)` in which air is dark.
 
     The body is the largest bright region of the smoothed picture and all that it encloses, such as the lungs. The mask
-    is empty where the body fills the picture.
+    is empty if the body fills the picture.
     """
     smooth = ndimage.gaussian_filter(np.asarray(picture, dtype=np.float32), min(picture.shape) / 64)
     dark, bright = np.percentile(smooth, [1, 99])
@@ -248,8 +244,8 @@ def outside_body(picture: Picture) -> Mask:
 def side_marker(picture: Picture) -> Mask:
     """Return the mask of the box around the likeliest side marker, "L" or "R": bright strokes near an upper corner.
 
-    Metal must be bright, and the picture at least 320 pixels a side to tell letters from ribs. The mask is empty
-    if nothing looks like a marker, and sometimes wrong: a pacemaker or the edge of a bone may look more like one.
+    Metal must be bright in the picture, which needs at least 320 pixels a side to tell letters from ribs. The mask is
+    empty if nothing looks like a marker. It is sometimes wrong: a pacemaker or the edge of a bone may look like one.
     """
     height, width = picture.shape
     grey = np.asarray(picture, dtype=np.float32)
@@ -290,13 +286,13 @@ def _mean(values: FloatArray, axis: int | tuple[int, ...]) -> FloatArray:
 def _ratio(numerators: FloatArray, denominators: FloatArray, patients: Sequence[str]) -> Estimate:
     """Return sum(numerators) / sum(denominators) with its bootstrap interval, leaving out numerators that are NaN.
 
-    Where the ratio is the same in all of several patients, it is the interval; the ends are NaN for one patient.
+    If several patients all have the same ratio, it is both ends of the interval; for one patient, the ends are NaN.
     """
     known = np.flatnonzero(~np.isnan(numerators)).tolist()
     if not known:
         return UNDEFINED
     above, below = numerators[known], denominators[known]
     estimate = ratio_interval(float(above.sum() / below.sum()), above, below, [patients[row] for row in known])
-    if isnan(estimate.low) and len({patients[row] for row in known}) > 1:  # a region that no map enters
+    if isnan(estimate.low) and len({patients[row] for row in known}) > 1:  # such as 0, for a region that no map marks
         return Estimate(estimate.value, estimate.value, estimate.value)
     return Estimate(estimate.value, estimate.low, estimate.high)

@@ -38,7 +38,7 @@ class SanityTable:
 
 
 def sanity_tables(checks: SanityChecks) -> list[SanityTable]:
-    """Return three tables, one per check: of weights, regions and removal."""
+    """Return three tables, one for each of the checks of weights, regions and removal."""
     removal = checks.removal
     rows: dict[str, Sequence[Sequence[str]]] = {
         "weights": [_weight_row(check) for check in checks.weights],
@@ -145,9 +145,9 @@ def _removal_row(removal: RemovalCheck, name: str, curves: FloatArray, gain: Est
 
 
 def _unchanged(observations: Sequence[str], check: WeightCheck) -> str:
-    """Return a sentence that names the observations whose similarity is `MAX_SIMILARITY` or more; empty if none is.
+    """Return a sentence on the observations with a similarity of `MAX_SIMILARITY` or more, which the mean may hide.
 
-    The mean over observations may hide them.
+    The sentence is empty if there is no such observation.
     """
     pairs = zip(observations, check.by_observation, strict=True)
     names = [f"{name} {number(value, 2)}" for name, value in pairs if value >= MAX_SIMILARITY]
