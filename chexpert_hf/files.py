@@ -19,7 +19,7 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 _CHUNK = 1 << 20
-_READABLE = 0o644  # some libraries write for the owner alone, which hides a file from other users of a container
+_READABLE = 0o644  # some libraries make files readable by their owner only, not by other users of a container
 
 
 class FolderError(InputError):
@@ -41,9 +41,9 @@ def replacing(path: Path) -> Iterator[Path]:
 def exclusive(path: Path) -> Iterator[None]:
     """Context manager: keep other runs from writing a file or an existing folder; FolderError if one does.
 
-    For a file, `.NAME.lock` beside it is locked and deleted at the end, as a file that is locked on an SMB share cannot
-    be read or written by another descriptor. One that a killed run has left is used again. Where there are no such
-    locks, as on Windows and on some network file systems, nothing is locked.
+    A folder is locked itself. For a file, `.NAME.lock` beside it is locked, and deleted at the end: on an SMB share, a
+    locked file could not be read or written through another descriptor. A lock file left by a killed run is used again.
+    Nothing is locked on systems without `flock`, such as Windows and some network file systems.
     """
     lock = path if path.is_dir() else path.with_name(f".{path.name}.lock")
     descriptor = _locked(lock, path)
@@ -53,7 +53,7 @@ def exclusive(path: Path) -> Iterator[None]:
         if descriptor is not None:
             if lock != path:
                 with suppress(OSError):
-                    lock.unlink()  # while it is locked: later, it may be another run's
+                    lock.unlink()  # before it is unlocked: later, it may be another run's
             _unlock(descriptor)
 
 
@@ -75,13 +75,13 @@ def _locked(lock: Path, path: Path) -> int | None:
         with suppress(OSError):
             if os.path.samestat(os.fstat(descriptor), os.stat(lock)):
                 return descriptor
-        _unlock(descriptor)  # another run deleted it between the two steps
+        _unlock(descriptor)  # another run deleted the file after it was opened
     return None
 
 
 def _opened(lock: Path) -> int:
     try:
-        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # NFS does not lock what is open for reading alone
+        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)  # NFS does not lock a file that is open for reading only
     except OSError:  # a folder, or another user's file
         return os.open(lock, os.O_RDONLY)
 
@@ -99,7 +99,7 @@ def _close_locked() -> None:
 
 _TRIES = 100  # bounded, as some network file systems may number the same file differently each time
 _LOCKED: set[int] = set()
-if fcntl is not None:  # else a worker process would keep what a killed run had locked
+if fcntl is not None:  # otherwise a worker process would keep the lock of a run that was killed
     os.register_at_fork(after_in_child=_close_locked)
 
 
@@ -132,7 +132,7 @@ def require_empty(folder: Path, advice: str = "choose a new or empty folder") ->
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Context manager: a temporary folder of the same name, which becomes `folder` at the end; deleted on an error.
+    """Context manager: a temporary folder of the same name, which becomes `folder`, or is deleted on an error.
 
     Raises:
         FolderError: If `folder` exists and is not empty, or cannot be written.
@@ -170,7 +170,7 @@ def result_folder(folder: Path) -> None:
 
 
 def make_readable(path: Path) -> None:
-    """Let other users read a file that a library wrote for its owner alone."""
+    """Make a file readable by all users; some libraries write files that only their owner can read."""
     path.chmod(_READABLE)
 
 

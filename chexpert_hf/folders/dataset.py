@@ -17,7 +17,7 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 
 
 def read_file(classifier: CheXpertClassifier, file: RadiographFile) -> Radiograph:
-    """Read a radiograph as the classifier does; a RadiographError names the file with its folder."""
+    """Read a radiograph with the classifier's `read`; a RadiographError names the file with its folder."""
     with naming(file):
         return classifier.read(source_of(file))
 
@@ -32,8 +32,8 @@ def predict_dataset(
 ) -> NDArray[np.float64]:
     """Return the probabilities `(num_images, num_labels)` of the images of a split from `load_dataset`.
 
-    `progress` is called with 1 after each image, `workers` are as in `readers.read_prepared`, and `observations` are
-    the columns, by default all of the classifier's. A RadiographError names the image that cannot be read.
+    `progress` is called with 1 after each image. `workers` are as in `readers.read_prepared`. `observations` are the
+    columns; None: all of the classifier's. A RadiographError names an image that cannot be read.
     """
     rows, files = [], image_files(dataset)
     with closing(read_prepared(classifier, files, workers=workers)) as images:

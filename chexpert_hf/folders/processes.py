@@ -1,8 +1,8 @@
 """Reads and prepares files in worker processes, which share no interpreter lock: in order, in constant memory.
 
-If a process dies, because a decoder crashes or memory runs out, no other file is lost. The files whose results are
-missing are read again one by one in a new process; if that dies, too, each file that it had been handed is read alone
-in a process of its own, and reported as unreadable if this dies as well.
+If a process dies, because a decoder crashes or memory runs out, only the file at fault is lost. The files without
+results are read again one by one in a second process. If the second process dies, too, each of the files that were sent
+to it is read in a process of its own; a file whose own process dies is reported as unreadable.
 """
 
 import multiprocessing
@@ -29,24 +29,24 @@ from chexpert_hf.radiographs.grey_levels import RadiographError, naming
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 from chexpert_hf.scoring.preparation import Preparation, Prepared
 
-_CHUNK = 16  # files that a process is handed at a time: fewer cost messages, more delay the first batch
-_AHEAD = 2  # chunks for each process: one that it reads and one that waits
+_CHUNK = 16  # files sent to a process at a time: fewer take more messages, more delay the first batch
+_AHEAD = 2  # chunks for each process: one being read and one waiting
 
-_SHARED_MEMORY = "/dev/shm"  # of Linux; 64 MB in a container of Docker
+_SHARED_MEMORY = "/dev/shm"  # on Linux; 64 MB in a Docker container
 _KILLED = "The process that read this file was killed, expected an image that can be decoded; export it again."
 
-_preparation: Preparation  # of a reading process, with the arguments below
+_preparation: Preparation  # these three are set in a worker process by `_start`
 _for_gate = _by_memory = False
 
 
 class ReadFile(NamedTuple):
-    """A file, and the radiograph that was read from it, or the RadiographError that says why there is none."""
+    """A file with its prepared radiograph, or with the RadiographError that says why it cannot be read."""
 
     file: RadiographFile
     image: Prepared | RadiographError
 
     def prepared(self) -> Prepared:
-        """Return the radiograph; if there is none, raise its RadiographError with the file's name."""
+        """Return the prepared radiograph, or raise the RadiographError with the file's name."""
         if isinstance(self.image, Prepared):
             return self.image
         with naming(self.file):
@@ -55,7 +55,7 @@ class ReadFile(NamedTuple):
 
 _Chunk: TypeAlias = tuple[RadiographFile, ...]
 _Packed: TypeAlias = tuple[list[Any], list[Prepared | RadiographError]]
-"""A worker's results for a chunk: gray levels, stacked for each member; and radiographs without them, or errors."""
+"""A worker's results for a chunk: grey levels, stacked for each member; and radiographs without them, or errors."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ReadingProcesses:
     """Reads and prepares files in `processes` worker processes, which each call of `read` starts and ends.
 
     With `for_gate`, the processes also ask the gate whether an image is a chest radiograph. `waiting` is the number of
-    radiographs that may wait for the network after `read` has yielded them; shared memory has to hold them, too.
+    radiographs that may wait for the network after `read` has yielded them; they take shared memory as well.
     """
 
     preparation: Preparation
@@ -99,7 +99,7 @@ class ReadingProcesses:
             _expect_start(pool)
             while True:
                 for chunk in islice(chunks, _AHEAD * processes - len(pending)):
-                    pending.append((chunk, Future()))  # lost, if it cannot be submitted
+                    pending.append((chunk, Future()))  # counts as lost if it cannot be submitted
                     pending[-1] = (chunk, pool.submit(_read_chunk, chunk))
                 if not pending:
                     return []
@@ -113,9 +113,9 @@ class ReadingProcesses:
             pool.shutdown(cancel_futures=True)
 
     def _fits_shared_memory(self, processes: int) -> bool:
-        """Whether shared memory has room for all radiographs that may be in it at one time.
+        """Whether shared memory has room for all radiographs that may be in it at one time; True except on Linux.
 
-        A process that finds it full is killed. True on systems other than Linux.
+        A process that writes to full shared memory would be killed.
         """
         if not sys.platform.startswith("linux"):
             return True
@@ -129,8 +129,8 @@ class ReadingProcesses:
 class _KillableContext:
     """A context of multiprocessing that remembers its processes, so that `kill` can end all of them.
 
-    A ProcessPoolExecutor in which a process died waits for the others to end, also for one that has just been started
-    and would never end.
+    If a process dies, ProcessPoolExecutor waits for the remaining processes. A process that has just been started would
+    never end by itself.
     """
 
     def __init__(self, context: BaseContext) -> None:
@@ -150,7 +150,7 @@ class _KillableContext:
 
 
 def _context() -> Any:
-    """Return multiprocessing's context: a fork server, else spawn; a fork of this process could dead-lock."""
+    """Return multiprocessing's context "forkserver", or "spawn" if there is none; "fork" could deadlock."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -168,13 +168,13 @@ def _expect_start(pool: ProcessPoolExecutor) -> None:
         ) from error
 
 
-# Below: in a reading process.
+# The functions below run in a worker process.
 
 
 def _start(preparation: Preparation, for_gate: bool, by_memory: bool) -> None:
     global _preparation, _for_gate, _by_memory
     _preparation, _for_gate, _by_memory = preparation, for_gate, by_memory
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -190,7 +190,7 @@ def _read_chunk(files: _Chunk) -> _Packed:
     results = [read_one(_preparation, file, _for_gate) for file in files]
     radiographs = [one for one in results if isinstance(one, Prepared)]
     stacked = [torch.stack(grays) for grays in zip(*(one.gray for one in radiographs), strict=True)]
-    # The gate takes as long as decoding, so it judges here.
+    # The gate takes as long as decoding, so it runs here, not in the parent.
     verdicts = iter(_preparation.verdicts(radiographs))
     bare = [
         one if isinstance(one, RadiographError) else replace(one, gray=(), gate_input=None, verdict=next(verdicts))
@@ -209,7 +209,7 @@ def read_one(
         return error
 
 
-# Below: in the parent again.
+# The functions below run in the parent.
 
 
 def _unpacked(packed: _Packed) -> Iterator[Prepared | RadiographError]:

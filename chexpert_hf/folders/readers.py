@@ -1,7 +1,7 @@
 """Reads and prepares files ahead of a model, in order: in threads of this process or in other processes.
 
-Threads start at once, but share the interpreter lock: eight of them read about as much as two processes, more than a
-network on a CPU takes. A GPU takes several times as much.
+Threads start at once, but share the interpreter lock: eight threads read about as many files a second as two processes.
+That is more than a network on a CPU can score; a network on a GPU can score several times as many.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 MAX_THREADS = 8  # more threads wait for the disk or for each other
 MAX_PROCESSES = 32
-FILES_FOR_PROCESSES = 4000  # with fewer, threads are done before processes have imported PyTorch and caught up
+FILES_FOR_PROCESSES = 4000  # with fewer, threads finish before processes have imported PyTorch and caught up
 
 Workers: TypeAlias = int | Literal["auto"]
 
@@ -40,8 +40,8 @@ def read_prepared(
     """Yield a ReadFile for each file, in order, with the prepared radiograph or a RadiographError.
 
     Args:
-        classifier: Its `read` and `prepare` read the files.
-        files: Taken from the iterable as they are needed.
+        classifier: Its `read` and `prepare` are applied to the files.
+        files: The iterable is read only as far as files are needed.
         for_gate: Whether to prepare the input of the classifier's gate, too; processes also ask the gate.
         batch_size: Radiographs per forward pass, which sets how many are read ahead.
         workers: Number of processes; 0 for threads; "auto" for a process per processor if the network is on a GPU and
@@ -74,8 +74,9 @@ def read_for(
 ) -> Generator[R, None, None]:
     """Map `function` over `items` in threads, in order, at times that do not slow the classifier's network down.
 
-    If it computes on a GPU, items are read meanwhile. If it computes on a CPU, items are read only between its batches:
-    its threads wait for each other at every layer, so one that shares its core with a reader delays all of them.
+    With a network on a GPU, items are read while it computes. With a network on a CPU, items are read between its
+    batches only: the network's threads wait for each other at every layer, so a thread that shares its core with a
+    reading thread would delay all of them.
     """
     if classifier.is_on_cpu:
         return read_in_waves(function, items, batch_size)
@@ -99,8 +100,8 @@ def read_ahead(
 ) -> Generator[R, None, None]:
     """Map `function` over `items` in threads, in order, with at most `ahead` items handed out but not yet yielded.
 
-    When the iterator is closed or an exception leaves it, items that have not started are dropped, and the others are
-    waited for. Exceptions of `function` are raised in the place of their item.
+    An exception of `function` is raised in the place of its item's result. After an exception, or if the generator is
+    closed, items that have not started are dropped, and those in progress are waited for.
     """
     items = iter(items)
     pending: deque[Future[R]] = deque()
@@ -116,8 +117,8 @@ def read_ahead(
 
 
 def _executor(threads: int) -> ThreadPoolExecutor:
-    # Each thread that calls torch gets as many helpers as there are cores, which then compete with the model. This
-    # setting holds for the thread alone.
+    # Otherwise each thread that calls torch starts a thread per core, and these compete with the model. The setting
+    # applies to the calling thread only.
     return ThreadPoolExecutor(threads, "radiographs", initializer=torch.set_num_threads, initargs=(1,))
 
 

@@ -24,7 +24,7 @@ from chexpert_hf.folders.score_table import Cell, GateMode, JsonLines, lines_of,
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 _ROW_GROUP = 10_000
-_SAME_SCORE = 5e-4  # on another processor or GPU the same model's scores move by less, another model's by far more
+_SAME_SCORE = 5e-4  # the same model's scores differ by less on another processor or GPU, another model's by far more
 
 _COMPARED = ("observations", "runtime", "row", "batch_size", "shard", "gate", "positives")
 _DEFAULTS = {"gate": GateMode.OFF.value, "positives": False}
@@ -45,8 +45,8 @@ class Existing(Enum):
 class ScoreOutput:
     """The output file: CSV, JSON Lines or Parquet by its suffix, with a row per radiograph or per study.
 
-    `gate` and `positives` add columns, see `RowFormat`; `overlays` is the folder for overlays, None for none. Raise
-    InputError if the suffix is none of these, or if the output exists and `existing` is REFUSE.
+    `gate` and `positives` add columns, see `RowFormat`; `overlays` is the folder for overlays, None for none. Raises
+    InputError if the suffix is another one, or if the output exists and `existing` is REFUSE.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class ScoreOutput:
 
     @property
     def is_written_at_end(self) -> bool:
-        """Whether the output is written in one go at the end: Parquet, or a row per study. No rows can be appended."""
+        """Whether the output is written as a whole at the end (Parquet, or a row per study), not row by row."""
         return self.by_study or self.path.suffix.lower() == ".parquet"
 
     @property
@@ -79,9 +79,9 @@ class ScoreOutput:
         return self.path.with_name(f"{self.path.name}.run.json")
 
     def runtime_of_resumed_run(self, runtime: str, precision: str) -> tuple[str, str]:
-        """Return (runtime, precision), with "auto" replaced by the value that the run to resume was started with.
+        """Return (runtime, precision), with "auto" replaced by the value with which the run to resume was started.
 
-        Both are returned unchanged for a new run, and for an ensemble whose members ran with different ones.
+        For a new run, and for an ensemble whose members had different runtimes or precisions, "auto" stays.
         """
         if self.existing is not Existing.RESUME or not self.record_file.exists():
             return runtime, precision
@@ -139,7 +139,7 @@ class ScoreOutput:
             write_text(self.record_file, json.dumps(record, indent=2) + "\n")
 
     def _compare(self, started: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        for key in _COMPARED:  # the other keys are for people
+        for key in _COMPARED:  # the other keys are for information only
             before = started.get(key, _DEFAULTS.get(key))
             if before != record[key]:
                 raise InputError(
@@ -177,7 +177,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell
     The rows go to a temporary file, which is renamed to `path` once it is complete.
     """
     with writing(path), replacing(path) as partial:
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # by a run that was killed here
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # left by a run that was killed
             if left != partial:
                 left.unlink(missing_ok=True)
         if path.suffix.lower() == ".parquet":
@@ -187,7 +187,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell
             with partial.open("wb") as stream:
                 stream.writelines(chain([lines.header()], map(lines.line, rows)))
         with partial.open("r+b") as stream:
-            os.fsync(stream.fileno())  # the rows it was made from are removed next
+            os.fsync(stream.fileno())  # the caller then deletes the rows from which the table was made
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[list[Cell]]:
