@@ -187,7 +187,7 @@ def _end_with_parent() -> None:
 
 
 def _read_chunk(files: _Chunk) -> _Packed:
-    results = [read_one(_preparation, file, _for_gate) for file in files]
+    results = [read_one(_preparation, file, _for_gate).image for file in files]
     radiographs = [one for one in results if isinstance(one, Prepared)]
     stacked = [torch.stack(grays) for grays in zip(*(one.gray for one in radiographs), strict=True)]
     # The gate takes as long as decoding, so it runs here, not in the parent.
@@ -199,14 +199,12 @@ def _read_chunk(files: _Chunk) -> _Packed:
     return (stacked if _by_memory else [grays.numpy() for grays in stacked]), bare
 
 
-def read_one(
-    reader: Preparation | CheXpertClassifier, file: RadiographFile, for_gate: bool
-) -> Prepared | RadiographError:
-    """Read and prepare a file; return the prepared radiograph, or the RadiographError that says why there is none."""
+def read_one(reader: Preparation | CheXpertClassifier, file: RadiographFile, for_gate: bool) -> ReadFile:
+    """Read and prepare one file; the result holds the radiograph or the RadiographError."""
     try:
-        return reader.prepare(reader.read(file), for_gate=for_gate)
+        return ReadFile(file, reader.prepare(reader.read(file), for_gate=for_gate))
     except RadiographError as error:
-        return error
+        return ReadFile(file, error)
 
 
 # The functions below run in the parent.

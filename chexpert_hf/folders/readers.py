@@ -17,7 +17,6 @@ from chexpert_hf.folders.processes import ReadFile, ReadingProcesses, read_one
 from chexpert_hf.machine import num_processors
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.classifier import BATCH_SIZE, CheXpertClassifier
-from chexpert_hf.scoring.preparation import Preparation
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,13 +50,7 @@ def read_prepared(
     if processes := num_processes(classifier, files, workers):
         waiting = 2 * batch_size
         return ReadingProcesses(classifier.preparation, processes, for_gate, waiting).read(files)
-    function = partial(read, classifier, for_gate=for_gate)
-    return read_for(classifier, function, files, batch_size)
-
-
-def read(classifier: CheXpertClassifier | Preparation, file: RadiographFile, for_gate: bool) -> ReadFile:
-    """Read and prepare one file; the ReadFile holds the radiograph or the RadiographError."""
-    return ReadFile(file, read_one(classifier, file, for_gate))
+    return read_for(classifier, partial(read_one, classifier, for_gate=for_gate), files, batch_size)
 
 
 def num_processes(classifier: CheXpertClassifier, files: Iterable[RadiographFile], workers: Workers) -> int:

@@ -17,7 +17,8 @@ from queue import SimpleQueue
 
 from PIL import Image
 
-from chexpert_hf.folders.readers import ReadFile, Workers, batched, num_processes, read, read_ahead, read_prepared
+from chexpert_hf.folders.processes import ReadFile, read_one
+from chexpert_hf.folders.readers import Workers, batched, num_processes, read_ahead, read_prepared
 from chexpert_hf.folders.score_table import GateMode
 from chexpert_hf.gate import Verdict
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, source_of
@@ -100,7 +101,7 @@ def score_files(
     def read_and_score(batch: list[RadiographFile | ReadFile]) -> list[FileResult]:
         stream = free.get()
         try:
-            images = [one if isinstance(one, ReadFile) else read(stream, one, for_gate) for one in batch]
+            images = [one if isinstance(one, ReadFile) else read_one(stream, one, for_gate) for one in batch]
             return list(score(stream, images))
         finally:
             free.put(stream)

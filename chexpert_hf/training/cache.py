@@ -15,8 +15,8 @@ from accelerate import PartialState
 from numpy.typing import NDArray
 
 from chexpert_hf.files import replacing
-from chexpert_hf.folders.processes import ReadingProcesses
-from chexpert_hf.folders.readers import FILES_FOR_PROCESSES, MAX_PROCESSES, Workers, read, read_ahead
+from chexpert_hf.folders.processes import ReadingProcesses, read_one
+from chexpert_hf.folders.readers import FILES_FOR_PROCESSES, MAX_PROCESSES, Workers, read_ahead
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.machine import num_processors
 from chexpert_hf.scoring.graphs.conversion import cache_folder
@@ -95,7 +95,7 @@ def _fill(
     if processes and len(files) >= FILES_FOR_PROCESSES:
         reading = ReadingProcesses(preparation, processes).read(files)
     else:
-        reading = read_ahead(partial(read, preparation, for_gate=False), files)
+        reading = read_ahead(partial(read_one, preparation, for_gate=False), files)
     with closing(reading) as reads:
         for index, one in enumerate(reads):
             images[index] = one.prepared().gray[0].numpy()

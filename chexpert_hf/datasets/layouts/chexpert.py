@@ -120,7 +120,7 @@ def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:
 
 
 def _refuse_escapes(stated: pd.Series, paths: pd.Series, prefixes: pd.Series, file: Path) -> None:
-    def is_inside(prefix: str) -> bool:  # a network path is not looked up for the sake of a table
+    def is_inside(prefix: str) -> bool:  # a network path in a table is not looked up
         return os.path.isabs(prefix) and not prefix.startswith("//") and Path(prefix).resolve().is_relative_to(folder)
 
     is_absolute, folder = paths.str.contains(_ABSOLUTE_PATTERN, na=False), file.parent.resolve()
