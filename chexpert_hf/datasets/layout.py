@@ -71,13 +71,13 @@ class Layout:
     read: Callable[[Path, str, Sequence[str]], pd.DataFrame]
     columns: Callable[[Path], Sequence[str]] | None = None  # all observations in a folder; those of `labels` if None
     implied_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Observation of another label set -> names in this one that imply it: it is positive if any of these is."""
+    """Observation of another label set -> observations of this layout; if any of these is positive, so is the key."""
     patient_prefix: str | None = None
-    """Prefix of patient ids if several data sets are loaded, equal where they share patients; folder's name if None."""
+    """Prefix of patient ids among several data sets, equal for those with the same patients; None: folder's name."""
     boxes: Callable[[Path], pd.DataFrame | None] | None = None
     """Reads the boxes that readers drew, as a table with `BOX_COLUMNS`; None if the folder has no file of boxes."""
     masks: Callable[[Path], Masks] | None = None  # reads the masks that readers drew
-    for_file: Callable[[str], "Layout"] | None = None  # makes the layout of one CSV file, whose name is not fixed
+    for_file: Callable[[str], "Layout"] | None = None  # makes the layout of a CSV file of any name
 
     def is_in(self, folder: Path) -> bool:
         """Return whether a folder holds a data set in this layout."""
@@ -123,17 +123,17 @@ def only_train(*tables: Sequence[str]) -> Callable[[Path, str], bool]:
 def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
     """Find images that may be in another folder or format than expected; return one path for each expected path.
 
-    It is the expected path if that image exists, else that of an image below `folder` with the same name, else with
-    the same name but for its suffix; if there is none either, the expected path. Folders whose name contains "mask" are
+    It is the first that exists: the expected path, an image of the same name in another folder, an image whose name
+    differs only in its suffix. If none exists, the expected path is returned. Folders whose name contains "mask" are
     skipped. Raise DatasetError if several images match an expected path, such as an original and a smaller copy. If
-    several links lead to one image, the first path is returned.
+    several links lead to one image, the first link is returned.
     """
     paths: set[str] = set()
     by_name: dict[str, list[str]] = {}
     by_stem: dict[str, list[str]] = {}
     entered: set[str] = set()
     for place, folders, files in os.walk(folder, followlinks=True):
-        is_new = (real := os.path.realpath(place)) not in entered  # links may lead in a circle
+        is_new = (real := os.path.realpath(place)) not in entered  # links may form a circle
         entered.add(real)
         folders[:] = sorted(name for name in folders if is_new and "mask" not in name.lower())
         relative = os.path.relpath(place, folder).replace(os.sep, "/")
@@ -144,7 +144,7 @@ def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
                 by_name.setdefault(file, []).append(path)
                 by_stem.setdefault(stem, []).append(path)
 
-    if not by_name:  # only the tables are there
+    if not by_name:  # there are tables, but no images
         return [*expected]
 
     def find(path: str) -> str:
@@ -170,7 +170,7 @@ def without_suffix(path: str) -> str:
 
 
 def image_names(paths: pd.Series) -> pd.Series:
-    """Return a unique name for each image: its path without suffix, or with it if two names would be equal."""
+    """Return a unique name for each image: its path, without the suffix unless two names would then be equal."""
     names = paths.str.replace(_SUFFIX, "", regex=True)
     return names.where(~names.duplicated(keep=False), paths)
 

@@ -26,7 +26,7 @@ from chexpert_hf.labels import LabelSet, check_observations
 
 _RENAMED = {"rsna", "siim"}
 _OF_NIH = {"nih", "google", *_RENAMED}
-"""Layouts of NIH's radiographs; those in `_RENAMED` have other names for images and none for patients."""
+"""Layouts of NIH's radiographs; those in `_RENAMED` have other names of images, and no names of patients."""
 
 _LABELS_LINE = "Observations in the order of `labels`: "
 _TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others are strings

@@ -47,9 +47,9 @@ class ReferenceFileError(InputError):
 class Target:
     """One finding of a reference standard, and the model's observation that it is compared with."""
 
-    name: str  # the column, with the value that is positive where it holds text: "Target" or "Class:Normal"
-    observation: str  # whose score by the model is compared with the labels
-    against: str | None  # the only rows used as negatives, such as "Class=Normal"; None if all negatives are
+    name: str  # the column, such as "Target"; of a column of text, with the positive value: "Class:Normal"
+    observation: str  # the model's, whose score is compared with the labels
+    against: str | None  # condition on the rows used as negatives, such as "Class=Normal"; None: all negatives
     labels: Mapping[str, float]  # path -> 1, 0, -1 (uncertain), or NaN where it is not stated
     boxes: Mapping[str, Sequence[Box]]  # path -> boxes around the finding, for images that have some
 
@@ -329,7 +329,7 @@ def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
 
 
 def _per_image(values: pd.Series, paths: pd.Series, boxed: set[int], where: str) -> dict[str, float]:
-    """Return path -> label, the highest of an image's rows, which may differ only if each has a box; NaN if not stated.
+    """Return path -> label, NaN if not stated: the highest of an image's rows. Rows may differ only if each has a box.
 
     `values` are certainties by row, `boxed` the rows with a box, and `where` names file and column in errors.
     """

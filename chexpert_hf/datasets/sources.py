@@ -48,7 +48,7 @@ LAYOUTS: tuple[Layout, ...] = (
 """The layouts that are recognised by their files, in this order: CheXpert is last, as its file names are common."""
 
 FURTHER_LAYOUTS: tuple[Layout, ...] = (IMAGE_FOLDER_LAYOUT, MIMIC_NEGBIO_LAYOUT, VINDR_VOTES_LAYOUT)
-"""Layouts of image folders, tried last, and those that are chosen by name only, as another has the same files."""
+"""Image folders, tried last, and layouts that must be named, since another layout has the same files."""
 
 
 def find_layout(root: str | Path, layout: str | Layout | None = None) -> tuple[Layout, Path]:
@@ -218,8 +218,8 @@ def read_splits(
 def shuffled(patients: pd.Series) -> list[str]:
     """Return each patient once, in a pseudo-random order that depends on the names alone.
 
-    So the first n patients are among the first n + 1, and neither the order of rows nor further patients change which
-    of two patients comes first.
+    Which of two patients comes first depends neither on the order of rows nor on other patients. The first 100, for
+    example, are always part of the first 1,000.
     """
     return sorted(patients.unique(), key=lambda name: hashlib.blake2b(f"0/{name}".encode()).digest())
 

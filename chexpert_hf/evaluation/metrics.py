@@ -236,7 +236,7 @@ class WeightedMetrics:
 
 
 def judged_observations(labels: FloatArray, observations: Sequence[str]) -> tuple[str, ...]:
-    """Return observations with `MIN_STUDIES_PER_CLASS` studies per class in `labels` `(num_studies, num_labels)`."""
+    """Return the observations with `MIN_STUDIES_PER_CLASS` or more studies of both classes, enough to evaluate them."""
     has_both = np.minimum((labels == 1).sum(axis=0), (labels == 0).sum(axis=0)) >= MIN_STUDIES_PER_CLASS
     return tuple(name for name, both in zip(observations, has_both, strict=True) if both)
 

@@ -35,7 +35,7 @@ _SPLIT_FILES = {"train": ("train.csv",), "valid": ("valid.csv",), "test": ("test
 _ACQUISITION_COLUMNS = ("Sex", "Age", "Frontal/Lateral", "AP/PA")
 _SEX_NAMES = {"male": "Male", "m": "Male", "female": "Female", "f": "Female", "unknown": "Unknown"}
 _PROJECTIONS = {"AP": "AP", "PA": "PA", "LL": None, "RL": None}
-"""Cell -> projection. LL and RL, laterals, stand in 17 frontal rows of `train.csv`: whether AP or PA is unknown."""
+"""Cell -> projection. 17 frontal rows of `train.csv` have LL or RL, which are laterals: their projection is unknown."""
 
 _PATH_PATTERN = (
     r"^(?P<prefix>(?:.*/)?)(?P<split>train|valid|test)/(?P<patient>patient\d+)/(?P<study>study\d+)"

@@ -11,7 +11,7 @@ from chexpert_hf.datasets.layout import IMAGE_SUFFIXES, Layout, rows
 from chexpert_hf.labels import LabelSet
 
 _MIN_CLASSES = 2
-_FILES_OF_MODELS = ("recipe.yaml", "config.json")  # a training's output has images, too: its curve
+_FILES_OF_MODELS = ("recipe.yaml", "config.json")  # the output folder of a training also has an image, its curve
 
 
 def _entries(folder: Path, *, is_folder: bool) -> list[str]:

@@ -23,7 +23,7 @@ NIH = LABEL_SETS["nih"]
 TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}
 _FILE, _FINDINGS, _PATIENT, _AGE, _VIEW = "Image Index", "Finding Labels", "Patient ID", "Patient Age", "View Position"
-_SEX = ("Patient Gender", "Patient Sex")  # the later edition's name comes second
+_SEX = ("Patient Gender", "Patient Sex")  # in the first and in the later edition
 _NO_FINDING, _BOXES = "No Finding", "BBox_List_2017.csv"
 
 
@@ -32,7 +32,7 @@ def _years(text: str) -> int:
 
 
 PARSERS: dict[str, Parser] = {
-    # Ages above 120, of up to 414, stand in 16 rows of the first edition.
+    # 16 rows of the first edition have ages above 120, up to 414; they are read as unknown.
     _AGE: (lambda text: age if (age := _years(text)) <= MAX_AGE else None, "whole years, or such as 058Y, 011M, 024D"),
     **dict.fromkeys(_SEX, (lambda text: {"M": "Male", "F": "Female"}[text], "M, F")),
     _VIEW: (lambda text: {"AP": "AP", "PA": "PA"}[text], "AP, PA"),

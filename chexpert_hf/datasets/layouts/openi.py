@@ -27,7 +27,7 @@ _PARSERS: dict[str, Parser] = {
 
 
 def _labels(text: str) -> Collection[str] | None:
-    """Return the labels in a list such as "Opacity/lung/base/left;Cardiomegaly/mild"; None if it states nothing."""
+    """Return the labels in a cell such as "Opacity/lung/base/left;Cardiomegaly/mild"; None if it states nothing."""
     terms = {term.strip() for term in text.split(";")} - _STATES_NOTHING
     beginnings = {"/".join(term.split("/")[:length]) for term in terms for length in (1, 2)}
     return {name for name, meant in TERMS.items() if beginnings.intersection(meant)} if terms else None

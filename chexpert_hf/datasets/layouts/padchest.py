@@ -20,12 +20,12 @@ _DATE, _BIRTH, _SEX, _VIEW = "StudyDate_DICOM", "PatientBirth", "PatientSex_DICO
 _LABELS, _METHOD = "Labels", "MethodLabel"
 
 _NO_FINDINGS = frozenset({"", "exclude", "unchanged", "suboptimal study"})
-"""Labels about the report or the image's quality. A report that has no others states nothing."""
+"""Labels about the report or the image's quality. A report without any other label states nothing."""
 
 _DATA = data_beside(__file__)
 PADCHEST = LABEL_SETS["padchest"]
 NAMES = (*PADCHEST.names, *_DATA["further_names"])
-"""All labels of the table: the 36 of the label set, then the others by falling frequency."""
+"""All labels of the table: the 36 of the label set, then the others, most frequent first."""
 
 _PARSERS: dict[str, Parser] = {
     _DATE: (lambda text: int(text[:4]), "YYYYMMDD"),
@@ -41,7 +41,7 @@ _PARSERS: dict[str, Parser] = {
 
 
 def _split_labels(text: str) -> Collection[str] | None:
-    """Return the labels in a cell such as "['cardiomegaly', ' scoliosis']"; None if it states no finding."""
+    """Return the labels in a cell such as "['cardiomegaly', ' scoliosis']"; None if it states nothing."""
     return {name.strip() for name in re.findall(r"'([^']*)'", text)} - _NO_FINDINGS or None
 
 

@@ -61,7 +61,7 @@ def is_fact(column: str) -> bool:
 _ANSWERS = frozenset(
     {"yes", "no", "y", "n", "true", "false", "pos", "neg", "positive", "negative", "present", "absent"}
 )
-"""Words, in lower case, that people write instead of 1 and 0. They are not read as labels, but reported as an error."""
+"""Words, in lower case, that people write instead of 1 and 0. They are reported as errors, not read as labels."""
 
 _MEANT_AS_LABELS = 0.75  # share of a column's non-blank cells that must look like labels; other cells are then errors
 
@@ -193,7 +193,7 @@ def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> 
         splits = read_cells(table, facts["image"], [facts["split"]])
         named = parse_cells(splits, facts["split"], table, {facts["split"]: _PARSERS["split"]})
         return table if split in named else None
-    # A column of splits that was named and is missing is an error when the table is read, for each split.
+    # If the named column of splits is missing, `read` of each split raises the error.
     return table if own or split == "train" or "split" in facts else None
 
 
@@ -302,7 +302,7 @@ def _labels(cells: pd.DataFrame, names: Sequence[str], table: Path) -> pd.DataFr
 def _paths(folder: Path, table: Path, stated: pd.Series) -> pd.Series:
     """Return the paths that a table states, relative to `folder`.
 
-    A table states paths relative to its own folder, or absolute ones; those outside `folder` stay as they are.
+    In the table, they are absolute or relative to the table's folder. Absolute paths outside `folder` do not change.
     """
     stated, place = stated.str.replace("\\", "/"), table.parent.relative_to(folder).as_posix()
     stated = stated.str.replace(r"(?<=.)/(?:\.?/)+", "/", regex=True).str.removeprefix("./")  # one name for each file

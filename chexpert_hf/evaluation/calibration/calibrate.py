@@ -132,7 +132,9 @@ def write_calibrated(classifier: CheXpertClassifier, source: Path, output: Path,
     """
     with new_folder(output) as folder:
         for path in source.iterdir():
-            is_kept = path.suffix in _COPIED_SUFFIXES or path.name == GATE_FILE  # the gate uses features, not scores
+            is_kept = (
+                path.suffix in _COPIED_SUFFIXES or path.name == GATE_FILE
+            )  # it judges by features, which do not change
             if path.is_file() and is_kept and path.name not in _OF_OLD_WEIGHTS:
                 shutil.copy2(path, folder)
         classifier.model.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """Platt scaling, temperature scaling and operating points: fitted per study, and cross-validated by patient.
 
 All functions take one score (logit or probability) per study and observation: the largest over the study's views. As
-slopes are positive, calibration does not change which view has it, so a fit to studies may be applied to each view.
+slopes are positive, the same view stays the largest, so a calibration fitted to studies may be applied to each view.
 
 Sources: Platt 1999, "Probabilistic outputs for support vector machines"; Lin, Lin & Weng 2007, Machine Learning 68(3);
 Guo et al. 2017, arXiv:1706.04599 (temperature); Saerens, Latinne & Decaestecker 2002, Neural Computation 14(1) (another

@@ -39,8 +39,10 @@ MODEL, UNTRAINED = "model", "untrained"
 BASELINES = (UNTRAINED, *PRIORS)
 POINTERS = (MODEL, *BASELINES)
 
-_COARSE_SIDE = 320  # several times finer than any network's maps, so that resizing once more changes them little
-_THUMBNAIL_SIDE = 128  # of the radiograph in each of cheXlocalize's pickles, ten an image
+_COARSE_SIDE = (
+    320  # several times finer than any network's maps, so that cheXlocalize's own resizing changes maps little
+)
+_THUMBNAIL_SIDE = 128  # of the radiograph in a pickle for cheXlocalize, of which an image has ten
 
 
 @dataclass(frozen=True)

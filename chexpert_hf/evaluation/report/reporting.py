@@ -223,7 +223,7 @@ def _model_scores(classifiers: Mapping[str, CheXpertClassifier], scores: Mapping
 
 
 def _rule(model: CheXpertClassifier, observation: str) -> str | None:
-    """Return how an operating point was chosen: "sensitivity 0.9" or "not recorded"; None for the default point."""
+    """Return how an operating point was chosen, such as "sensitivity 0.9" or "not recorded"; None for the default."""
     rules: list[str] = []
     for member in model.members:
         source = record_of(member.model.config.operating_points_source, observation)

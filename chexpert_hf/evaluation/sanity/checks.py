@@ -192,7 +192,7 @@ def _scores_and_maps(
 def _regions(processor: CheXpertImageProcessor, image: Image.Image) -> dict[str, NDArray[np.bool_]]:
     """Return region -> mask over the part of the image that the model sees.
 
-    Body and side marker are detected in the whole image. The frame is the frame of the part.
+    Body and side marker are detected in the whole image. The frame is that of the visible part.
     """
     picture = np.asarray(image.resize(_SIZE, Image.Resampling.BILINEAR))
     left, top, right, bottom = processor.seen_box(*image.size)
