@@ -82,9 +82,8 @@ def read_in_waves(function: Callable[[T], R], items: Iterable[T], wave: int) -> 
     A wave starts only after all results of the previous one have been consumed. An exception raised by `function` is
     raised before any result of its wave.
     """
-    items = iter(items)
     with _executor(num_threads()) as executor:
-        while batch := list(islice(items, wave)):
+        for batch in batched(items, wave):
             yield from list(executor.map(function, batch))
 
 

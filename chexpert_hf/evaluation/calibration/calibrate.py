@@ -7,7 +7,6 @@ sigmoid then gives calibrated probabilities in every runtime.
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from chexpert_hf.evaluation.patients import (
 from chexpert_hf.evaluation.tables import aligned
 from chexpert_hf.files import make_readable, new_folder
 from chexpert_hf.folders.dataset import read_file
+from chexpert_hf.folders.readers import batched
 from chexpert_hf.gate import GATE_FILE
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.graph_files import RECORD_FILE
@@ -154,7 +154,7 @@ def dataset_logits(
     """
     model, rows = classifier.model, []
     images = (read_file(classifier, file).image for file in image_files(dataset))
-    while batch := list(islice(images, BATCH_SIZE)):
+    for batch in batched(images, BATCH_SIZE):
         pixel_values = classifier.processor(batch, return_tensors="pt")["pixel_values"]
         rows.append(model(pixel_values.to(model.device, model.dtype)).logits.double().cpu().numpy())
         if progress:
