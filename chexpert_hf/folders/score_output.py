@@ -122,13 +122,13 @@ class ScoreOutput:
         self._compare(started, record)
         finished = started.get("finished") if self.is_written_at_end and self.path.exists() else None
         if finished is not None:
-            self.rows_file.unlink(missing_ok=True)  # killed between the last two steps
+            self.rows_file.unlink(missing_ok=True)  # left if the run was killed between the two steps of `finish`
         return finished
 
     def finish(self, record: Mapping[str, Any], finished: Mapping[str, Any]) -> None:
-        """Mark an output as complete: save `finished` in its record, and delete its temporary rows (`rows_file`).
+        """Mark the output as complete: save `record` with `finished` added, and delete the temporary `rows_file`.
 
-        Call it only if the output `is_written_at_end`; the `rows_file` of other outputs is the output itself.
+        Only for an output that `is_written_at_end`: the `rows_file` of any other output is the output itself.
         """
         self._save({**record, "finished": finished})
         self.rows_file.unlink(missing_ok=True)
@@ -191,7 +191,7 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Cell
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> Iterator[list[Cell]]:
-    """Yield the rows of a JSON Lines file; ValueError if it has other columns."""
+    """Yield the rows of a JSON Lines file; ValueError if its columns are not `columns`."""
     with path.open("rb") as stream:
         yield from map(JsonLines(columns).cells, stream)
 

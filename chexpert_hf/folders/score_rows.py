@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 _GATE_ORDER: tuple[Cell, ...] = (None, "pass", "warning", *NOT_RADIOGRAPH)
 
-# As in CheXpert's own Path column, or in MIMIC-CXR's folders (p10/p10000032/s50414267). The folders above stay, since
-# two data sets may have a patient00001 each.
+# As in CheXpert's own Path column, or in MIMIC-CXR's folders (p10/p10000032/s50414267). The folders above the patient's
+# are part of the study's name, since two data sets may have a patient00001 each.
 _STUDY_PATH = re.compile(r"(?P<study>(?:.*[/\\])?(?:patient\d+[/\\]study\d+|p\d{8}[/\\]s\d{8}))[/\\][^/\\]+", re.DOTALL)
 
 

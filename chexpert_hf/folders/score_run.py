@@ -26,7 +26,7 @@ from chexpert_hf.scoring.saliency import NoMaps
 class Shard:
     """One of `count` parts of a list of files: every `count`-th batch, from batch `index` (counted from 0) on.
 
-    Whole batches, so that every radiograph is in the batch that it would be in if the list were not divided.
+    A part consists of whole batches, so that dividing the list does not change which radiographs share a batch.
     """
 
     index: int = 0
@@ -51,13 +51,13 @@ Watch: TypeAlias = Callable[[Iterator[FileResult], int, int], Iterator[FileResul
 
 @dataclass(frozen=True)
 class ScoreSummary:
-    """Numbers of radiographs of a scoring run."""
+    """Counts of the radiographs of a scoring run."""
 
     radiographs: int  # all
     failed: int  # without scores: unreadable, or refused by the gate
     resumed: int  # scored by an earlier run
-    not_radiographs: int = 0  # that do not look like chest radiographs, if the gate was asked
-    with_warning: int = 0  # chest radiographs of which the gate warns, such as one that is upside down
+    not_radiographs: int = 0  # images that the gate did not take for chest radiographs
+    with_warning: int = 0  # chest radiographs with a warning of the gate, such as upside down
 
 
 def score_to_file(
@@ -84,7 +84,7 @@ def score_to_file(
     """
     record = _record(classifier, output, batch_size, shard, models)
     batch_size = batch_size_for(files, batch_size)
-    if len(files) >= COMPILED_FROM * shard.count:  # not those that are left, whose last bits would be others
+    if len(files) >= COMPILED_FROM * shard.count:  # all files, so that a resumed run decides the same
         classifier = classifier.compiled()
     names = shard.of(files, batch_size)
     common = common_folder(files) if output.overlays else None
@@ -103,7 +103,7 @@ def _score_to_locked(
     maps: Sequence[str] | None,
     watch: Watch,
 ) -> ScoreSummary:
-    """Score the files `names` of one shard into a locked output; `record` holds the settings of the run."""
+    """Score the files `names` into a locked output; `record` is from `_record`, `common` for `score_with_overlays`."""
     if finished := output.begin(record):
         return _finished_summary(output, finished, names)
     rows = RowFormat(classifier.observations, output.gate, output.positives, classifier.labels.none_of_these)
@@ -130,7 +130,7 @@ def _score_to_locked(
 
 
 def batch_size_for(files: Sequence[RadiographFile], wanted: int) -> int:
-    """Return the batch size: `wanted`, but at most the number of files, as blank images would fill up the rest."""
+    """Return the smaller of `wanted` and the number of files, at least 1: more would only add blank images."""
     return max(1, min(wanted, len(files)))
 
 
@@ -144,10 +144,10 @@ def score_with_overlays(
     workers: Workers = 0,
     maps: Sequence[str] | None = None,
 ) -> Iterator[FileResult]:
-    """Score files and yield the results; a file's overlays are written before, and its result then has no maps.
+    """Score files and yield their results, without maps: these are written as overlays before the result is yielded.
 
-    Overlays of the observations `maps`, or of all, go to the folder `overlays`, in the layout that the files have below
-    the folder `common`; None for no overlays. Raise InputError if they cannot be written.
+    `overlays` is the folder for overlays, None for none; below it they repeat the layout of the files below the folder
+    `common`. `maps` are the observations that get an overlay, by default all. InputError if one cannot be written.
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "gate": gate, "workers": workers}
     results = score_files(classifier, files, saliency=overlays is not None, **settings)
@@ -157,7 +157,7 @@ def score_with_overlays(
             continue
         try:
             write_overlays(result, overlay_folder(result.path, common, overlays), maps or classifier.observations)
-        except RadiographError as error:  # it could be read a moment ago
+        except RadiographError as error:  # the file was changed or removed after it was scored
             yield FileResult(result.path, error=error.reason)
         except OSError as error:
             raise InputError(f"Overlays in {overlays} cannot be written: {error.strerror}.") from error

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 from chexpert_hf.errors import InputError
 
 DECIMALS = 6
-SYNC_SECONDS = 10  # of work that a power failure may cost; after a kill nothing is lost
+SYNC_SECONDS = 10  # of work that a power failure may cost; a killed process loses none
 
 Cell: TypeAlias = str | int | float | None
 
@@ -90,16 +90,16 @@ def lines_of(path: Path, columns: Sequence[str]) -> JsonLines:
 
 
 def readable(text: str) -> str:
-    r"""Return a file name as valid Unicode, which every format takes; bytes that are not UTF-8 become text, `\udc..`.
+    r"""Return a file name as valid Unicode, which every format takes; a byte that is not UTF-8 becomes text: `\udcff`.
 
-    Where the locale's encoding is ASCII, Python decodes every byte of a UTF-8 name to a surrogate; these are joined.
+    With an ASCII locale, Python turns each byte of "é" into a surrogate of its own; they become "é" again.
     """
     joined = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return joined.encode("utf-8", "backslashreplace").decode()
 
 
 class KeptRows(NamedTuple):
-    """Numbers of rows kept of an earlier run: all, and those with an error or one of the gate's verdicts."""
+    """Counts of the rows kept of an earlier run: all, with an error, refused or flagged by the gate, with a warning."""
 
     rows: int = 0
     failed: int = 0
@@ -138,8 +138,8 @@ def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_si
     """Truncate the table of an earlier run to whole batches, and count the rows that are kept.
 
     `names` are the run's radiographs, in order; if all have a row, a last batch that is not full is kept, too. Raise
-    InputError if the header differs, a row cannot be read, or the rows are not those of the first radiographs; the
-    file then stays as it is.
+    InputError, and leave the file as it is, if the header differs, a row cannot be read, or the rows are not those of
+    the first radiographs.
     """
     if not path.exists():
         return KeptRows()
@@ -186,7 +186,7 @@ def _csv_cell(cell: Cell) -> str:
     if isinstance(cell, float):
         return f"{cell:.{DECIMALS}f}"
     text = "" if cell is None else str(cell)
-    # Not by csv.writer: which line breaks it quotes depends on the version of Python.
+    # Not by csv.writer, whose quoting of line breaks depends on the version of Python.
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 

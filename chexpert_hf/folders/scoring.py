@@ -1,8 +1,8 @@
 """Scores files of radiographs, however many: decoded ahead of the model, in order, in constant memory.
 
 The scores of a file do not depend on the files around it or on where scoring was resumed. The last bits of a score
-depend on the size of the batch, but not on the place in it or on the other images. So batches are made by position in
-the list of files, every batch is full, and a blank image replaces a file that cannot be read.
+depend on the size of its batch, but not on the other images or the order in it. So batches are made by position in the
+list of files, every batch is full, and a blank image replaces a file that cannot be read.
 """
 
 import os
@@ -36,7 +36,7 @@ _PNG_COMPRESSION = 1  # zlib's fastest: level 6 takes four times as long for fil
 
 @dataclass(frozen=True)
 class FileResult:
-    """The result of one file: its prediction, or the error why there is none, and the gate's verdict if asked for."""
+    """The result of one file: a prediction or an error, and the gate's verdict, None if the gate did not judge it."""
 
     path: RadiographFile
     prediction: Prediction | None = None
@@ -45,12 +45,12 @@ class FileResult:
 
     @property
     def is_no_radiograph(self) -> bool:
-        """Whether the gate judged that the image is no chest radiograph; False if the gate was not asked."""
+        """Whether the gate judged that the image is no chest radiograph; False without a verdict."""
         return self.gate is not None and not self.gate.is_chest_radiograph
 
     @property
     def has_warning(self) -> bool:
-        """Whether the gate takes the image for a chest radiograph and warns of it, as of one that is upside down."""
+        """Whether the gate accepts the image with a warning, such as that it looks upside down."""
         return self.gate is not None and self.gate.state == "warning"
 
 
@@ -66,8 +66,8 @@ def score_files(
     """Read and score files as they are needed; yield a FileResult for each, in order.
 
     A forward pass has at most `batch_size` radiographs; blank images fill up the last batch. `gate` says whether the
-    model's gate is asked, and whether images that it refuses are scored. `workers` are as in `readers.read_prepared`. A
-    file that cannot be read has an error in its result; other exceptions of readers are raised.
+    model's gate judges the images, and whether those that it refuses are scored. `workers` are as in
+    `readers.read_prepared`. A file that cannot be read has an error in its result; any other exception is raised.
     """
     streams = classifier.side_by_side() if batch_size > 1 else [classifier]
     size = min(batch_size, ROWS_SIDE_BY_SIDE) if len(streams) > 1 else batch_size
@@ -86,7 +86,7 @@ def score_files(
             yield from repeat(blank, -count % size)
 
         for prediction in stream.predict_prepared(filled(), saliency=saliency, batch_size=size):
-            if taken:  # else it is that of a blank image at the end
+            if taken:  # else the prediction is of a blank image at the end
                 yield _result(*taken.popleft(), prediction, gate)
 
     if len(streams) == 1:
@@ -146,9 +146,9 @@ def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]
 
 
 def overlay_folder(file: RadiographFile, common: Path, root: Path) -> Path:
-    """Return the folder for a file's overlays: `root` with the file's path below `common`, suffix included.
+    """Return the folder for a file's overlays: `root`, then the file's path below `common`, such as `a/b.png/`.
 
-    So no two files share a folder. For a file in an archive, its name in the archive is added.
+    The suffix is kept so that no two files share a folder. For a file in an archive, its name in the archive follows.
     """
     member = file.name if isinstance(file, ArchiveMember) else ""
     return root / _path_on_disk(file).relative_to(common) / member
