@@ -61,7 +61,7 @@ def export_format(model: str, target: str, output: Path) -> Remarks:
 def refuse_model(config: CheXpertConfig, target: str) -> None:
     """Raise FormatError if `target`, "timm" or "torchxrayvision", cannot express the network.
 
-    The reason is another backbone, a hidden layer in the head, U-MultiClass or a label hierarchy.
+    It cannot if the model has a backbone unknown to it, a hidden layer in the head, U-MultiClass or a label hierarchy.
     """
     supported = TIMM_ARCHITECTURES if target == "timm" else TIMM_ARCHITECTURES[:1]
     titles = " or ".join(NETWORKS[network] for network in supported)
@@ -97,7 +97,7 @@ def write_timm(folder: Path, model: CheXpertForImageClassification, processor: C
         _timm_name(name, model.config) for name in (f"features.{model.features.first_convolution[0]}", "classifier")
     )
     if model.config.num_channels == 1:
-        # Images have three equal channels there; kernels of the first and zeros for the others change no bit.
+        # timm feeds three equal channels; with zeros as kernels of the second and third, no bit changes.
         name = f"{first}.weight"
         state_dict[name] = torch.cat([state_dict[name], torch.zeros_like(state_dict[name]).repeat(1, 2, 1, 1)], dim=1)
     save_file(state_dict, folder / "model.safetensors", metadata={"format": "pt"})
@@ -130,7 +130,7 @@ def write_timm(folder: Path, model: CheXpertForImageClassification, processor: C
 def _largest_difference(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
 ) -> float:
-    """Return the largest difference between the written timm folder's probabilities and the model's, on phantoms."""
+    """Return the largest difference, on phantoms, between probabilities of the written timm folder and of the model."""
     written = read_source(f"timm:{folder}", labels=[str(row) for row in range(model.config.num_labels)])
     images = phantoms(_COMPARED_PHANTOMS, seed=_COMPARED_SEED)
     pairs = ((written.build(), written.processor), (model, processor))
@@ -201,7 +201,7 @@ def _differences(processor: CheXpertImageProcessor) -> Iterator[str]:
 
 
 def _timm_name(name: str, config: CheXpertConfig) -> str:
-    """Return timm's and torchvision's name of a weight or layer of this package."""
+    """Return timm's name of a weight or layer, given this package's: for a ResNet's `classifier`, `fc`."""
     if config.backbone == DENSENET:
         return name
     return re.sub("^classifier", "fc", name.removeprefix("features."))

@@ -47,14 +47,14 @@ class ForeignModel:
 
 @dataclass(frozen=True)
 class Outputs:
-    """The outputs of a source's head that become observations."""
+    """The outputs that become observations, out of all outputs of an imported model's head."""
 
     observations: tuple[str, ...]
     rows: tuple[int, ...]  # index of each observation among the source's named outputs
     classes: int = 1  # outputs per observation: 1, or 3 under U-MultiClass
 
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
-        """Return the weight and the bias of the linear layer `layer`, reduced to `rows`: tensor name -> tensor."""
+        """Return the `rows` of the weight and the bias of the linear layer `layer`: tensor name -> tensor."""
         names = (f"{layer}.weight", f"{layer}.bias")
         return {name: tensors[name][list(self.rows)] for name in names if name in tensors}
 
@@ -67,10 +67,10 @@ class Outputs:
         head: Mapping[str, Tensor] | None = None,
         **config: Any,
     ) -> ForeignModel:
-        """Return a model for `observations` with the weights `tensors` of a source, but the classifier `head`.
+        """Return a model for `observations`: the backbone in `tensors`, and a head.
 
-        `head` maps names to weights; if None, it is the source's own classifier, reduced to `rows`. `remarks` are for
-        the user, `config` further fields of the model's config, such as `head_hidden_size`.
+        `head` maps weight names, such as "classifier.weight", to tensors; if None, it is the classifier in `tensors`,
+        reduced to `rows`. `remarks` are for the user; `config` has further fields of the model's config.
         """
         full_config = CheXpertConfig(
             id2label=dict(enumerate(self.observations)),
@@ -102,7 +102,8 @@ def outputs_named(
         classes: Possible numbers of outputs per name, such as `(1, 3)`.
 
     Raises:
-        WeightsError: If there are no names, they do not fit the outputs, are invalid, or none of `names` is known.
+        WeightsError: If there are no names, they do not fit the number of outputs or are invalid, or if none of `names`
+            is a known finding.
     """
     names = names if labels is None else labels
     if names is None:

@@ -95,7 +95,7 @@ def _square(side: int = 224) -> CheXpertImageProcessor:
 def _untrained(
     recognised: Recognised, processor: CheXpertImageProcessor, labels: Labels, origin: ImportedFrom
 ) -> ForeignModel:
-    """Put a new head of zeros on an ImageNet backbone, for the observations `labels`, or CheXpert's 14 if None."""
+    """Return a model of an ImageNet backbone and a new head of zeros for `labels`, by default CheXpert's 14."""
     try:
         observations = check_observations(OBSERVATIONS if labels is None else labels)
     except ValueError as error:
@@ -116,8 +116,8 @@ def from_torchvision(network: str, labels: Labels) -> ForeignModel:
 def from_library(path: Path, labels: Labels, library: str) -> ForeignModel:
     """Read a state dict with torchvision's names, or a timm folder with config.json and weights.
 
-    `library` is "timm" or "torchvision". A head for ImageNet's 1,000 classes is replaced by a new one for `labels`;
-    other outputs are named by `labels`, or else by config.json. Raises WeightsError if file or folder do not fit.
+    `library` is "timm" or "torchvision". A head for ImageNet's 1,000 classes is replaced by a new one for `labels`; the
+    outputs of any other head are named by `labels`, or else by config.json. Raises WeightsError if `path` does not fit.
     """
     config, files = {}, [path]
     if path.is_dir() and library == "timm":
@@ -181,7 +181,7 @@ def _timm_processor(values: Mapping[str, Any], channels: int) -> CheXpertImagePr
 
 
 def _per_channel(values: Sequence[float], channels: int) -> list[float]:
-    """Return one value per channel: for one channel the mean of several, for several channels a single one repeated."""
+    """Return one value per channel: several values are averaged for one channel, one is repeated for several."""
     numbers = [float(value) for value in values]
     if not numbers or (len(numbers) != channels and 1 not in (len(numbers), channels)):
         raise ValueError(f"{len(numbers)} values for {channels} channels")
@@ -191,8 +191,8 @@ def _per_channel(values: Sequence[float], channels: int) -> list[float]:
 def from_stanford(file: WeightFile, labels: Labels, source: str) -> ForeignModel:
     """Read one of the 30 checkpoints of the CheXpert paper's authors; `source` is the name of the file.
 
-    Each observation has one output, or three in the order uncertain, negative, positive (U-MultiClass). Three are
-    reordered: the positive rows of all observations come first, then the negative, then the uncertain ones.
+    In the file, each observation has one output, or three: uncertain, negative, positive (U-MultiClass). Three are
+    reordered as this package expects: first all positive outputs, then all negative ones, then all uncertain ones.
     """
     tensors, total = file.tensors, num_outputs(file.tensors)
     names = _task_names(file.beside.get("task_sequence"))
@@ -209,7 +209,7 @@ def from_stanford(file: WeightFile, labels: Labels, source: str) -> ForeignModel
 
 
 def _task_names(tasks: Any) -> list[str] | None:
-    """Return the names of outputs in their order, from a list or a mapping name -> position; None if it is neither."""
+    """Return outputs' names in order, from a list or a mapping name -> position; None if `tasks` is neither."""
     if isinstance(tasks, Mapping) and all(isinstance(place, int) for place in tasks.values()):
         by_place = {place: str(name) for name, place in tasks.items()}
         return [by_place[place] for place in range(len(tasks))] if by_place.keys() == set(range(len(tasks))) else None

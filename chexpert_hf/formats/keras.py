@@ -72,7 +72,7 @@ class CheXpertKeras(keras.Model):
 
 
 class Head(layers.Layer):
-    """Global average pooling and the classifier: gives the logits, or the saliency maps, of all observations."""
+    """Global average pooling and the classifier: returns the logits, or the saliency maps, of all observations."""
 
     def __init__(self, config: CheXpertConfig, name: str) -> None:
         super().__init__(name=name)
@@ -146,7 +146,7 @@ def to_torch(port: CheXpertKeras) -> CheXpertForImageClassification:
 def write_back(port: CheXpertKeras, folder: str | Path) -> None:
     """Write the port to a model folder: weights, configuration, processor, reference scores, checksums.
 
-    The folder is made if needed, its files are replaced; a card is only brought up to date, if there is one.
+    The folder is made if needed, and its files are replaced. A card is updated if there is one, but not written anew.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +180,7 @@ def load_state_dict(port: keras.Model, weights: Mapping[str, Tensor]) -> None:
 
 
 def _pairs(port: keras.Model) -> Iterator[tuple[str, Any]]:
-    """Yield the PyTorch name and the Keras variable of each weight; raise KerasError if a variable has no such name."""
+    """Yield each weight's PyTorch name and Keras variable; KerasError if a variable has no counterpart in PyTorch."""
     found, head = set(), port.get_layer(HEAD)
     for layer in (*port.layers, head.hidden, head.last):
         for attribute, name in _NAMES.items():
@@ -231,7 +231,10 @@ def _norm_relu(name: str, features: Any) -> Any:
 
 
 def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | None:
-    """Return the matrix `(num_outputs, num_labels)` that turns outputs into logits; None if each output is a logit."""
+    """Return the matrix `(num_outputs, num_labels)` that turns the head's outputs into logits; None if they are logits.
+
+    For an observation under U-MultiClass it subtracts the output of the negative class from that of the positive class.
+    """
     columns = [config.observations.index(name) for name in config.multiclass_observations]
     matrix = np.eye(config.num_labels + 2 * len(columns), config.num_labels, dtype=np.float32)
     for place, column in enumerate(columns):

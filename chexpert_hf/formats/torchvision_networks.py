@@ -14,9 +14,9 @@ HEAD = "classifier"
 
 
 class Recognised(NamedTuple):
-    """A network of `NETWORKS`, with its weights renamed to `features.*` and `classifier.*`."""
+    """A network that `recognise` found, with its weights renamed to `features.*` and `classifier.*`."""
 
-    network: str
+    network: str  # a key of `NETWORKS`
     tensors: Mapping[str, Tensor]
     num_channels: int  # of the images
     num_features: int  # channels of the last feature maps

@@ -27,7 +27,7 @@ _THRESHOLDS = "op_threshs"  # the buffer with the operating points of the output
 
 
 class PublishedModel(NamedTuple):
-    """One of torchxrayvision's models."""
+    """A DenseNet121 that torchxrayvision's authors published."""
 
     url: str
     data: str  # its training data, as a phrase
@@ -74,8 +74,8 @@ def fetch_weights(model: PublishedModel) -> Path:
 def from_torchxrayvision(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -> ForeignModel:
     """Convert a model with the weights `tensors`; outputs that were never trained are dropped.
 
-    Operating points are those in the weights (`op_threshs`), or else the published ones. `source` is the name for the
-    card.
+    Operating points are read from the weights (`op_threshs`) or, if missing there, from `model`. The card names the
+    model `source`.
     """
     own_points = _own_thresholds(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if name != _THRESHOLDS}

@@ -55,7 +55,7 @@ _NUM_CLASS_VALUES = 4  # "module", the class, its file and its source code
 
 
 class _Inert:
-    """A placeholder for objects in a pickle, which keeps their state and does nothing."""
+    """A placeholder that is created in place of an object in a pickle: it keeps the object's state and does nothing."""
 
     dump_patches = False  # read by torch
     state: Any = None
