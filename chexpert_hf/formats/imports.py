@@ -92,7 +92,7 @@ def _square(side: int = 224) -> CheXpertImageProcessor:
     return CheXpertImageProcessor(size={"height": side, "width": side})
 
 
-def _untrained(
+def _with_new_head(
     recognised: Recognised, processor: CheXpertImageProcessor, labels: Labels, origin: ImportedFrom
 ) -> ForeignModel:
     """Return a model of an ImageNet backbone and a new head of zeros for `labels`, by default CheXpert's 14."""
@@ -110,7 +110,7 @@ def from_torchvision(network: str, labels: Labels) -> ForeignModel:
     """Return torchvision's network with its ImageNet weights, downloaded if needed, and a new head for `labels`."""
     weights = str(get_model_weights(network).DEFAULT)
     origin = origin_of("imagenet", "torchvision", network=network, weights=weights)
-    return _untrained(recognise(imagenet_state_dict(network)), _square(), labels, origin)
+    return _with_new_head(recognise(imagenet_state_dict(network)), _square(), labels, origin)
 
 
 def from_library(path: Path, labels: Labels, library: str) -> ForeignModel:
@@ -136,7 +136,8 @@ def from_library(path: Path, labels: Labels, library: str) -> ForeignModel:
     entries = ("library", "library_with_licence") if named else ("library",)
     gaps = {"source": source, "prepared": prepared, "named": str(named), "network": network, "library": library}
     if total == _NUM_IMAGENET_CLASSES and (labels is None or len(labels) < total):
-        return _untrained(recognised, processor, labels, origin_of(*entries, "imagenet", "library_imagenet", **gaps))
+        origin = origin_of(*entries, "imagenet", "library_imagenet", **gaps)
+        return _with_new_head(recognised, processor, labels, origin)
     outputs = outputs_named(config.get("label_names"), total, path.name, labels=labels)
     assumed = "The file does not say how images are prepared; assumed: 224 pixels, ImageNet's statistics."
     remarks = () if config else (assumed,)
@@ -195,7 +196,7 @@ def from_stanford(file: WeightFile, labels: Labels, source: str) -> ForeignModel
     reordered as this package expects: first all positive outputs, then all negative ones, then all uncertain ones.
     """
     tensors, total = file.tensors, num_outputs(file.tensors)
-    names = _task_names(file.beside.get("task_sequence"))
+    names = _task_names(file.rest.get("task_sequence"))
     outputs = outputs_named(names, total, source, labels=labels, classes=(1, 3))
     is_multiclass, head = outputs.classes == 3, outputs.layer_of(tensors)
     for name in head if is_multiclass else ():

@@ -71,7 +71,7 @@ class WeightFile(NamedTuple):
     """The content of a file of weights."""
 
     tensors: Mapping[str, Tensor]  # by name, without the prefixes of wrappers, such as `module.`
-    beside: Mapping[str, Any]  # the rest of a checkpoint
+    rest: Mapping[str, Any]  # what else a checkpoint holds, such as `epoch`; empty for weights alone
 
 
 def read_weight_file(path: Path) -> WeightFile:
@@ -88,7 +88,7 @@ def read_weight_file(path: Path) -> WeightFile:
     named = {_PREFIX.sub("", name): tensor for name, tensor in file.tensors.items()}
     if len(named) < len(file.tensors):
         raise WeightsError(f"{path} holds several networks; expected one.")
-    return WeightFile(with_current_names(named), file.beside)
+    return WeightFile(with_current_names(named), file.rest)
 
 
 def _read_pickle(path: Path) -> Any:

@@ -100,7 +100,7 @@ def test_weights_are_found_wherever_a_checkpoint_keeps_them(network, tmp_path):
         torch.save({**beside, place: nn.DataParallel(network).state_dict()}, tmp_path / "file.pth.tar")
         file = read_weight_file(tmp_path / "file.pth.tar")
         same(file.tensors, network)
-        assert file.beside["epoch"] == 3
+        assert file.rest["epoch"] == 3
 
 
 def test_safetensors_and_names_of_wrappers_and_old_names(network, tmp_path):
