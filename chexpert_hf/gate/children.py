@@ -29,7 +29,7 @@ def child_scores(features: Floats) -> Floats:
 def lowest_child_limit() -> float:
     """Return the lower bound of every gate's `child_limit`.
 
-    In cross-validation, the fraction `CHILD_QUANTILE` of adults had `child_scores` below it.
+    In cross-validation of the discriminant, `CHILD_QUANTILE` of the adults had lower `child_scores`.
     """
     return _discriminant()[1]
 

@@ -38,7 +38,7 @@ def gray_levels(image: Image.Image) -> Tensor:
 
 
 def detail(gray: Tensor) -> Floats:
-    """Return fine structure relative to contrast, `(batch,)`, in images `(batch, 1, height, width)`; 0 if smooth."""
+    """Return how much pixels differ from the mean around them, divided by the contrast: `(batch,)`; 0 if smooth."""
     levels = gray.float()
     fine = (levels[..., 1:-1, 1:-1] - _mean_of_3x3(levels)).abs().mean(dim=(1, 2, 3))
     return (fine / (levels.std(dim=(1, 2, 3)) + 1)).double().numpy()
@@ -57,7 +57,7 @@ def gate_features(gray: Tensor) -> Floats:
     """Return features `(batch, NUM_FEATURES)` of images `(batch, 1, RESOLUTION, RESOLUTION)`, uint8.
 
     They are the thumbnail, standardised to remove brightness and contrast, and for each cell of 16 x 16 pixels the
-    logarithms of the edge strength in each direction and of the mean deviation from two blurred copies.
+    logarithms of the edge strength in each direction and of the strength of fine and of coarser structure.
     """
     levels = torch.stack([to_gray_range(one, **_GRAY_RANGE) for one in gray]).float()
     smooth = _blurred(levels)

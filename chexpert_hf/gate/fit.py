@@ -43,7 +43,7 @@ _NORMAL_QUANTILE = 2.576  # standard normal at .995
 _MIN_FOR_QUANTILE = 200  # images, so that one is above the quantile
 _LATERAL_QUANTILE = 0.997
 _LATERAL_RIDGE = 3.0  # added to the diagonal of a covariance, in units of the variance of a feature
-_MAX_CHILD_SHARE = 0.1  # fraction of the training images up to which a model does not know children
+_MAX_CHILD_SHARE = 0.1  # a model with more children among its training images counts as trained on children
 _TINY = 1e-6
 
 T = TypeVar("T")
@@ -90,9 +90,9 @@ def fit_gate(
 ) -> Gate:
     """Fit a gate on training images from `read_radiograph`.
 
-    Images of the same patient should follow one another, and more than `MAX_IMAGES` are not needed. `data_name` and
-    `date` are recorded in the gate; `ages` are the patients' ages in years, one for each image, or empty;
-    `knows_laterals` says whether there are lateral views among the images. Raises InputError if there are fewer than
+    `MAX_IMAGES` are enough. Images of one patient should be neighbours: cross-validation splits `images` into parts by
+    position. `data_name` and `date` are recorded in the gate; `ages` are the patients' ages in years, one for each
+    image, or empty; `knows_laterals` says whether `images` include lateral views. InputError if there are fewer than
     `MIN_IMAGES`.
     """
     grays = [(gray_levels(image), gray_levels(_middle(image))) for image in images]
@@ -113,7 +113,7 @@ def fit_gate(
         pose_margins=pose_margins,
         lateral_weights=lateral_weights,
         lateral_limit=lateral_limit,
-        # The discriminant knows frontal views only, and nothing tells lateral ones apart here.
+        # The child discriminant is for frontal views, and a gate that knows laterals does not tell views apart.
         child_limit=math.inf if knows_laterals else _child_limit(upright, ages),
         least_detail=_MIN_DETAIL_SHARE * float(np.min(detail(whole))),
         num_images=len(grays),
@@ -141,7 +141,7 @@ def fit_distance(features: Floats) -> Distance:
     and variances along these are estimated.
     """
     centre, spread = features.mean(axis=0), features.std(axis=0)
-    # A filter that hardly responds to any training image must not decide by its small values.
+    # A feature that hardly varies among the training images must not decide by tiny differences.
     spread = spread + 0.05 * spread.mean() + _TINY
     _, singular, directions = np.linalg.svd((features - centre) / spread, full_matrices=False)
     variances = singular**2 / len(features)
@@ -153,9 +153,9 @@ def fit_distance(features: Floats) -> Distance:
 def distance_limits(features: Floats) -> tuple[float, float]:
     """Return the distances below which 99.5 % and 95 % of unseen images like these are.
 
-    They are quantiles in cross-validation, where each fifth of the images is measured from the other four fifths. With
-    fewer than 200 images, the 99.5 % quantile is hardly below the maximum; if that of a log-normal distribution fitted
-    to the distances is larger, it is used instead.
+    They are quantiles in cross-validation, where each fifth of the images is measured from the other four fifths. Fewer
+    than 200 images say little about 99.5 %: then a log-normal distribution is fitted to the distances, and its quantile
+    is used if it is larger.
     """
     folds = _fold_of(len(features))
     distances = np.empty(len(features))
@@ -194,12 +194,12 @@ def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Flo
 def _child_limit(features: Floats, ages: Sequence[int | None]) -> float:
     """Return a limit of `child_scores` that hardly any adult among the training images exceeds.
 
-    Children's images are ignored if they are at most a tenth. If there are more, or ages are unknown, all images are
-    counted: then the limit lies above children's scores, too, and a model trained on children gives no warning.
+    Children's images are ignored if they are at most a tenth of all. If they are more, or ages are unknown, the limit
+    exceeds the scores of nearly all images, children's included, so that a model trained on children gives no warning.
     """
     is_child = np.array([age is not None and age < CHILD_AGE for age in ages or [None] * len(features)])
-    counted = features if is_child.mean() > _MAX_CHILD_SHARE else features[~is_child]
-    return max(lowest_child_limit(), float(np.quantile(child_scores(counted), CHILD_QUANTILE)))
+    used = features if is_child.mean() > _MAX_CHILD_SHARE else features[~is_child]
+    return max(lowest_child_limit(), float(np.quantile(child_scores(used), CHILD_QUANTILE)))
 
 
 @cache

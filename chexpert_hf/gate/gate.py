@@ -50,7 +50,7 @@ _RECORDED_LATERAL = "This is a lateral view, as the DICOM file says. The model w
 _CHILD = "This looks like a radiograph of a child. The model was trained on adults, or almost only on adults."
 
 _MIN_CORRELATION = 0.6  # of neighbouring pixels at `RESOLUTION`; radiographs have at least .83, noise at most .28
-_MAX_LATERAL_DISTANCE = 2.5  # in limits; lateral views are farther from frontal ones than these from each other
+_MAX_LATERAL_DISTANCE = 2.5  # in limits; frontal views are closer to each other than to lateral ones
 _MIN_CONTRAST = 2.0  # standard deviation in gray levels
 _REFUSED = "This does not look like a chest radiograph: "
 
@@ -96,7 +96,7 @@ class Verdict:
     is_chest_radiograph: bool
     reason: str  # one sentence why the image is refused; empty if it is accepted
     warnings: tuple[str, ...]  # sentences about pose and view
-    distance: float  # divided by the limit; after correction if accepted with it; infinite if refused before computing
+    distance: float  # 1 is the limit; with the pose corrected, if accepted so; infinite if refused without computing it
 
     @property
     def state(self) -> str:
@@ -147,12 +147,12 @@ class Gate:
     """A fitted gate, from `fit_gate` or `Gate.load`: accepts images as chest radiographs, and warns of pose and view.
 
     An image is accepted if its `distance` from the training images is at most `limit`, or at most `strict_limit` once
-    its pose is corrected. Lateral views may be farther.
+    its pose is corrected. Unless the gate `knows_laterals`, a lateral view may be `_MAX_LATERAL_DISTANCE` times as far.
     """
 
     distance: Distance
     limit: float  # the largest distance that is accepted
-    strict_limit: float  # the same after correction of the pose; lower, as a second try admits more other images
+    strict_limit: float  # the same once the pose is corrected; lower, since a second try lets more wrong images pass
     pose_weights: Floats  # (NUM_FEATURES, num_poses), of linear discriminants of the poses
     pose_biases: Floats  # (num_poses,)
     pose_margins: Floats  # (num_poses,), by how much a pose's score must exceed that of UPRIGHT
@@ -187,7 +187,7 @@ class Gate:
         ]
 
     def _verdict(self, one: GateInput, features: Floats) -> Verdict:
-        """Return the verdict on an image with these features, `(1, NUM_FEATURES)`."""
+        """Return the verdict on one image, given its features `(1, NUM_FEATURES)`."""
         distance = self._relative(features)
         scores = features @ self.pose_weights + self.pose_biases
         pose = Pose(int((scores - scores[:, :1] - self.pose_margins).argmax()))
@@ -220,7 +220,7 @@ class Gate:
         return (_CHILD,) if child_scores(features).item() > self.child_limit else ()
 
     def _plain_reason(self, one: GateInput, fine: float, correlation: float) -> str:
-        """Return why an image is refused before its distance is computed, as the end of a sentence; "" if it is not.
+        """Return why an image is refused without computing its distance, as the end of a sentence; "" if it is not.
 
         `fine` and `correlation` are the values of `detail` and `neighbour_correlation` for the image.
         """
