@@ -40,7 +40,7 @@ _TRUNCATE = 4.0  # radius of scipy's Gaussian filter, in standard deviations
 # Fraction of each side that is ignored for the gray range: borders, collimators and side markers lie there.
 _MARGIN = 0.1
 _WHITE = 255
-_EXPONENTS = (1 / 3, 3.0)  # others would turn noise in nearly uniform images into structure
+_EXPONENTS = (1 / 3, 3.0)  # bounds: a stronger gamma would turn noise in nearly uniform images into structure
 
 
 class CheXpertImageProcessorKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
@@ -97,7 +97,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
 
     @property
     def decoded_side(self) -> int | None:
-        """Smallest side in pixels to which a decoder may shrink an image; None if it may not (`resize_like`)."""
+        """Smallest side in pixels to which a decoder may shrink an image; None if it must not (`resize_like`)."""
         return None if self.resize_like else self.longest_side
 
     @property
@@ -236,7 +236,7 @@ class CheXpertImageProcessor(TorchvisionBackend):
         image_mean: Any,
         image_std: Any,
     ) -> torch.Tensor:
-        """Turn gray levels `(batch, 1, h, w)` into model input `(batch, channels, h, w)`; unchanged if both are off."""
+        """Turn gray levels `(batch, 1, h, w)` into `pixel_values`; return them unchanged if both steps are off."""
         if not (do_rescale or do_normalize):
             return images
         images = images.repeat(1, len(image_mean), 1, 1)
@@ -284,7 +284,7 @@ def to_gray_range(gray: torch.Tensor, low: float, high: float, median: float | N
 def _resize_like_scikit_image(gray: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Resize `(1, h, w)` gray levels in [0, 255] to float32, like `skimage.transform.resize` in the mode "constant".
 
-    That is a Gaussian filter and bilinear interpolation, both linear and along one axis at a time, hence two matrices.
+    That is a Gaussian filter, then bilinear interpolation. Both are linear in each axis, so a matrix per axis does it.
     Pixels outside the image are middle gray, which is 0 on torchxrayvision's scale of [-1024, 1024].
     """
     centred = gray.float() - _OUTSIDE
@@ -293,7 +293,7 @@ def _resize_like_scikit_image(gray: torch.Tensor, height: int, width: int) -> to
     )
     resized = rows @ centred @ columns.T
     low, high = centred.min(), centred.max()
-    if resized.min() <= 0 <= resized.max():  # the outside may show
+    if resized.min() <= 0 <= resized.max():  # pixels outside the image, which are 0, may contribute
         low, high = low.clamp(max=0), high.clamp(min=0)
     return resized.clamp(low, high) + _OUTSIDE
 
@@ -322,7 +322,7 @@ def _resampling(old: int, new: int) -> torch.Tensor:
 
 
 def _square(width: int, height: int) -> tuple[int, int, int, int]:
-    """Return left, top, right and bottom of the square in the middle, exactly as torchxrayvision's `XRayCenterCrop`."""
+    """Return left, top, right, bottom of the largest square in the middle, as torchxrayvision's `XRayCenterCrop`."""
     side = min(width, height)
     left, top = width // 2 - side // 2, height // 2 - side // 2
     return left, top, left + side, top + side
@@ -370,7 +370,7 @@ def _upright(gray: Image.Image, image: Image.Image) -> Image.Image:
         raise ValueError(f"The image has damaged EXIF data ({error}): {_EXPECTED}; save it again.") from error
     if orientation not in range(2, 9):
         return gray
-    gray.info = {}  # where damaged EXIF data would be written back
+    gray.info = {}  # else `exif_transpose` would write damaged EXIF data back
     gray.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(gray)
 

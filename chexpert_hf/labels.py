@@ -129,7 +129,7 @@ class LabelSet:
         )
 
     def in_order(self, names: Iterable[str]) -> list[str]:
-        """Return `names` in the order of this set; those that it does not have come last, in their own order."""
+        """Return `names` in the order of this set; names that this set lacks come last, in the order given."""
         given = list(names)
         return [name for name in self.names if name in given] + [name for name in given if name not in self.names]
 
@@ -197,7 +197,7 @@ def check_observations(names: Iterable[str], known: Sequence[str] | None = None)
     """Return the names as a tuple, if they are valid.
 
     Raises:
-        ValueError: If there are none, one occurs twice, or one is not in `known`, if that is given.
+        ValueError: If there are none, one occurs twice, or one is not in `known` (None: any name will do).
     """
     names = tuple(names)
     if not names:
@@ -214,9 +214,9 @@ def parse_policies(text: str | Mapping[str, str], observations: Iterable[str]) -
     """Return the uncertainty policy of each observation, given a user's choice.
 
     Args:
-        text: One policy for all (`"u-ones"`), a comma-separated list (`"Edema=u-ones,Consolidation=u-zeros"`), such a
-            list as a mapping, or `"paper"` for each observation's best policy in the paper. Observations that are not
-            mentioned there get U-Ignore.
+        text: One policy for all (`"u-ones"`), a comma-separated list (`"Edema=u-ones,Consolidation=u-zeros"`), the
+            same as a mapping (`{"Edema": "u-ones"}`), or `"paper"` for each observation's best policy in the paper.
+            Observations that a list, a mapping or the paper does not mention get U-Ignore.
         observations: The observations that the model is trained on.
 
     Returns:

@@ -76,8 +76,8 @@ class CheXpertOutput(ModelOutput):
 class CheXpertForImageClassification(PreTrainedModel):
     """A backbone and a head with one logit per observation under every uncertainty policy.
 
-    Weights of the backbone are named `features.` and then as in torchvision or timm. A linear head is `classifier`, one
-    with a hidden layer `classifier.0` and `classifier.3`, as in `Sequential(Linear, ReLU, Dropout, Linear)`.
+    Names of backbone weights are `features.` and torchvision's or timm's name. A linear head is `classifier`. A head
+    with a hidden layer is `Sequential(Linear, ReLU, Dropout, Linear)`: `classifier.0` and `classifier.3`.
     """
 
     config: CheXpertConfig
@@ -113,7 +113,7 @@ class CheXpertForImageClassification(PreTrainedModel):
             trained = cls.config_class.from_dict(stored)
             not_loaded = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
             is_new = any(key.startswith("classifier.") for key in not_loaded)
-            is_adapted = hasattr(model, "peft_config")  # by an adapter, which may bring a head of its own
+            is_adapted = hasattr(model, "peft_config")  # by peft; the adapter may have a head of its own
             if not (is_new or is_adapted) and trained.head_outputs != model.config.head_outputs:
                 is_new, last = True, model.last_layer
                 last.reset_parameters()
@@ -126,21 +126,21 @@ class CheXpertForImageClassification(PreTrainedModel):
                 )
             if is_new or is_adapted:
                 model.config.forget_head()
-                for name in ("model_name", "warnings"):  # of the model that was loaded, unless others were given
+                for name in ("model_name", "warnings"):  # unless the caller gave others
                     if getattr(model.config, name) == getattr(trained, name):
                         setattr(model.config, name, None)
         return (model, info) if wants_info else model
 
     @classmethod
     def _from_config(cls, config: CheXpertConfig, **kwargs: Any) -> Any:
-        """Make a new model for `AutoModel...from_config`, without what the config records about a trained head."""
-        model = super()._from_config(copy.deepcopy(config), **kwargs)  # which may be that of a model in use
+        """Make a new model for `AutoModel...from_config`, with a config that forgets all about a trained head."""
+        model = super()._from_config(copy.deepcopy(config), **kwargs)  # as a model in use may have this config
         model.config.forget_head()
         return model
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise a module of the head as torchvision's DenseNet does, one of the backbone as its library does."""
+        """Initialise a module: in the head as torchvision's DenseNet does, in the backbone as its library does."""
         if not any(module is part for part in self.classifier.modules()):
             self.features.initialise(module, super()._init_weights)
         elif isinstance(module, nn.Linear):
@@ -156,7 +156,7 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     @property
     def _head(self) -> nn.Module:
-        """The head; of a model with an adapter of peft that has a trained copy of the head, this copy."""
+        """The head that `forward` uses: the active peft adapter's trained copy of it, if there is one."""
         wrapper: Any = self.classifier
         if not hasattr(wrapper, "modules_to_save"):
             return self.classifier
@@ -171,7 +171,7 @@ class CheXpertForImageClassification(PreTrainedModel):
     def train(self, mode: bool = True) -> "CheXpertForImageClassification":
         """Set the mode, but keep frozen parts in evaluation mode: the backbone, or single BatchNorms (as under LoRA).
 
-        Their running statistics would drift otherwise, and a saved LoRA adapter does not contain them.
+        Otherwise the running statistics of a frozen BatchNorm would drift, and a saved LoRA adapter would lack them.
         """
         super().train(mode)
         if not _is_trained(self.features):
@@ -204,7 +204,7 @@ class CheXpertForImageClassification(PreTrainedModel):
             output_saliency: Whether to return `saliency`; the config's value if None.
             output_hidden_states: Whether to return `hidden_states`; the config's value if None.
             num_items_in_batch: Number of known labels in all batches of an optimizer step, given by the Trainer; the
-                sum of the losses is divided by it. If None, by this batch's own number.
+                sum of the losses is divided by it. If None, the number is counted in this batch.
 
         Raises:
             ValueError: If the shapes do not fit the model, or labels on the CPU have other values. On a GPU, where a
@@ -251,9 +251,8 @@ class CheXpertForImageClassification(PreTrainedModel):
     def _positive_minus_negative(self, outputs: Tensor) -> Tensor:
         """Turn the head's outputs `(..., num_outputs)` into one logit per observation `(..., num_labels)`.
 
-        The outputs are one per observation (under U-MultiClass the positive class), then the negative class and then
-        the uncertain class of the observations under U-MultiClass. As this is linear, it also works on the last layer's
-        weights.
+        The outputs are one per observation (under U-MultiClass its positive class), then the negative and then the
+        uncertain classes of the observations under U-MultiClass. The last layer's weights can be turned likewise.
         """
         columns = self._multiclass_columns
         if not columns:
@@ -265,7 +264,7 @@ class CheXpertForImageClassification(PreTrainedModel):
         return outputs[..., : self.num_labels] - functional.pad(outputs, (0, 1))[..., negative]
 
     def _classes(self, outputs: Tensor) -> Tensor:
-        """Return `(batch, num_multiclass, 3)`: the outputs for negative, positive and uncertain under U-MultiClass."""
+        """Return the outputs negative, positive and uncertain under U-MultiClass, `(batch, num_multiclass, 3)`."""
         columns = self._multiclass_columns
         negative, uncertain = outputs[:, self.num_labels :].split(len(columns), dim=1)
         return torch.stack([negative, outputs[:, columns], uncertain], dim=2)
@@ -304,7 +303,7 @@ class CheXpertForImageClassification(PreTrainedModel):
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}: one value per observation."
             )
-        labels = labels.float()  # as integers they would round smoothed labels
+        labels = labels.float()  # integers would round the targets of smoothed labels
         is_wrong = (labels > POSITIVE) | ((labels < NEGATIVE) & (labels != UNCERTAIN) & (labels != IGNORED))
         if _is_any(is_wrong):
             raise ValueError(
@@ -321,14 +320,14 @@ class CheXpertForImageClassification(PreTrainedModel):
             losses = losses.index_copy(1, torch.tensor(columns, device=losses.device), cross_entropy)
         if weights is not None:
             losses = losses * weights
-        losses = losses.masked_fill(is_wrong, math.nan)  # where nothing was raised
+        losses = losses.masked_fill(is_wrong, math.nan)  # for GPUs, where nothing was raised
         return masked_mean(losses, targets != IGNORED, num_items_in_batch)
 
 
 def _weight(layer: nn.Linear, width: int, inputs: Tensor) -> Tensor:
-    """Return a layer's weight `(outputs, width)`; with an adapter, such as LoRA's, that of both together.
+    """Return the matrix `(outputs, width)` by which a layer multiplies its inputs.
 
-    A quantised layer's stored weight is not used either, but what the layer makes of tensors like its `inputs`.
+    A quantised layer, or one with an adapter such as LoRA's, is fed unit vectors like `inputs` to find the matrix.
     """
     if type(layer) is nn.Linear:
         return layer.weight
@@ -337,7 +336,7 @@ def _weight(layer: nn.Linear, width: int, inputs: Tensor) -> Tensor:
 
 
 def _is_any(condition: Tensor) -> bool:
-    """Return whether a condition holds anywhere; False on a GPU, where it would have to wait, and when compiled."""
+    """Return whether a condition holds anywhere; always False when compiled, and on a GPU, where looking is slow."""
     return condition.device.type == "cpu" and not torch.compiler.is_compiling() and bool(condition.any())
 
 
@@ -366,10 +365,10 @@ def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
 
 
 def _along(paths: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `(batch, num_labels)` each: 1 - sigmoid(logit), and of the unconditional p, log(p) and 1 - p.
+    """Return 1 - sigmoid(logit), log(p) and 1 - p, each `(batch, num_labels)`; p is the unconditional probability.
 
-    1 - p is the sum over the path to the root of 1 - sigmoid(z_i) times the probability of i's parent. As a difference
-    from 1 it would be 0 for high logits, in bf16 from 6 on, and the sigmoids of other runtimes are 0 below -18.
+    1 - p is summed along the path to the root: 1 - sigmoid(z_i) times the unconditional probability of i's parent.
+    Subtracting p from 1 would give 0 for high logits, in bf16 from 6 on, and other runtimes' sigmoid is 0 below -18.
     """
     given = logits.float().clamp(-_HIGHEST_LOGIT, _HIGHEST_LOGIT)
     odds = (-given).exp()
@@ -381,7 +380,7 @@ def _along(paths: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _paths(config: CheXpertConfig) -> Tensor:
-    """Return a matrix `(num_labels, num_labels)`: row l is 1 at observation l and at its ancestors, else 0."""
+    """Return `(num_labels, num_labels)`: 1 if the column's observation is the row's or an ancestor of it, else 0."""
     observations, parents = config.observations, config.label_parents or {}
     paths = torch.eye(len(observations))
     for row, name in enumerate(observations):
@@ -436,7 +435,7 @@ def resolve_labels(labels: Tensor, config: CheXpertConfig) -> Tensor:
 def masked_mean(losses: Tensor, is_known: Tensor, num_items: Tensor | int | None = None) -> Tensor:
     """Return the mean of the losses where `is_known`; 0 if nothing is known.
 
-    `num_items` replaces the number of known labels as the divisor, where a batch is a part of a larger one.
+    `num_items` is the divisor if the batch is part of a larger one; if None, the number of known labels here.
     """
     count = is_known.sum() if num_items is None else num_items
     return (losses * is_known).sum() / torch.as_tensor(count, device=losses.device).clamp(min=1)
