@@ -93,7 +93,7 @@ class CheXpertForImageClassification(PreTrainedModel):
         self.num_labels = config.num_labels
         self.features = build_backbone(config)
         self.supports_gradient_checkpointing = self.features.supports_gradient_checkpointing
-        self.classifier = _head(self.features.num_features, config)
+        self.classifier = _new_head(self.features.num_features, config)
         self.post_init()
 
     @classmethod
@@ -273,19 +273,19 @@ class CheXpertForImageClassification(PreTrainedModel):
         """Return the maps `(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit."""
         head = self._head
         width = pooled.shape[1] if self.config.head_hidden_size is None else self.config.head_hidden_size
-        weight = self._positive_minus_negative(_weight(self.last_layer, width, pooled).T).T  # (num_labels, C or hidden)
+        weight = self._positive_minus_negative(_matrix(self.last_layer, width, pooled).T).T  # (num_labels, C or hidden)
         if isinstance(head, nn.Sequential):
             first: Any = head[0]
             active = (first(pooled) > 0).to(weight.dtype)  # (B, hidden): the ReLU's derivative
-            gradients = (weight * active[:, None, :]) @ _weight(first, pooled.shape[1], pooled)  # (B, num_labels, C)
+            gradients = (weight * active[:, None, :]) @ _matrix(first, pooled.shape[1], pooled)  # (B, num_labels, C)
             maps = torch.einsum("blc,bchw->blhw", gradients.to(features.dtype), features)
         else:
             maps = functional.conv2d(features, weight[:, :, None, None])
         if self.config.label_parents is None:
             return maps
         # d logit(p) / d z_i = (1 - sigmoid(z_i)) / (1 - p) for each z_i on the path to the root.
-        paths = _paths(self.config).to(logits.device)
-        absent, _, complement = _along(paths, logits)
+        paths = hierarchy_paths(self.config).to(logits.device)
+        absent, _, complement = _along_hierarchy(paths, logits)
         share = absent[:, None, :] / complement[:, :, None] * paths
         return torch.einsum("bli,bihw->blhw", share.to(maps.dtype), maps)
 
@@ -324,7 +324,7 @@ class CheXpertForImageClassification(PreTrainedModel):
         return masked_mean(losses, targets != IGNORED, num_items_in_batch)
 
 
-def _weight(layer: nn.Linear, width: int, inputs: Tensor) -> Tensor:
+def _matrix(layer: nn.Linear, width: int, inputs: Tensor) -> Tensor:
     """Return the matrix `(outputs, width)` by which a layer multiplies its inputs.
 
     A quantised layer, or one with an adapter such as LoRA's, is fed unit vectors like `inputs` to find the matrix.
@@ -358,13 +358,13 @@ def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
     """
     if config.label_parents is None:
         return logits
-    paths = _paths(config).to(logits.device)
+    paths = hierarchy_paths(config).to(logits.device)
     is_root = paths.sum(dim=1) == 1
-    _, log_p, complement = _along(paths, logits)
+    _, log_p, complement = _along_hierarchy(paths, logits)
     return torch.where(is_root, logits, (log_p - complement.log()).to(logits.dtype))
 
 
-def _along(paths: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _along_hierarchy(paths: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return 1 - sigmoid(logit), log(p) and 1 - p, each `(batch, num_labels)`; p is the unconditional probability.
 
     1 - p is summed along the path to the root: 1 - sigmoid(z_i) times the unconditional probability of i's parent.
@@ -379,7 +379,7 @@ def _along(paths: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return absent, log_p, complement
 
 
-def _paths(config: CheXpertConfig) -> Tensor:
+def hierarchy_paths(config: CheXpertConfig) -> Tensor:
     """Return `(num_labels, num_labels)`: 1 if the column's observation is the row's or an ancestor of it, else 0."""
     observations, parents = config.observations, config.label_parents or {}
     paths = torch.eye(len(observations))
@@ -393,7 +393,7 @@ def _pooled(features: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(features, (1, 1)).flatten(1)
 
 
-def _head(num_features: int, config: CheXpertConfig) -> nn.Linear | nn.Sequential:
+def _new_head(num_features: int, config: CheXpertConfig) -> nn.Linear | nn.Sequential:
     num_outputs = config.num_labels + 2 * len(config.multiclass_observations)
     if config.head_hidden_size is None:
         return nn.Linear(num_features, num_outputs)
@@ -418,7 +418,7 @@ def resolve_labels(labels: Tensor, config: CheXpertConfig) -> Tensor:
         not), and a child has a loss only where its parent is positive.
     """
     if config.label_parents:
-        paths = _paths(config).to(labels.device)  # (L, L): row l is 1 at l and at its ancestors
+        paths = hierarchy_paths(config).to(labels.device)  # (L, L): row l is 1 at l and at its ancestors
         implied = (labels == POSITIVE).to(paths.dtype) @ paths  # (..., L): positive labels below each observation
         labels = torch.where(implied > 0, POSITIVE, labels)
     policies = parse_policies(config.uncertainty_policies or {}, config.observations)

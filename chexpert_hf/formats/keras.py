@@ -20,8 +20,7 @@ from chexpert_hf.configuration_chexpert import DENSENET, CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import make_readable
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
-from chexpert_hf.labels import ancestors
-from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, hierarchy_paths
 from chexpert_hf.models.model_files import ENSEMBLE_FILE
 from chexpert_hf.publishing.model_folder import refresh_folder
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -82,7 +81,7 @@ class Head(layers.Layer):
         self.dropout = layers.Dropout(config.head_dropout)
         self.last = layers.Dense(num_outputs, name="classifier" if self.hidden is None else "classifier-3")
         self.to_logits = _positive_minus_negative(config)  # (num_outputs, num_labels)
-        self.paths = None if config.label_parents is None else _paths(config)  # (num_labels, num_labels)
+        self.paths = hierarchy_paths(config).numpy() if config.label_parents else None  # (num_labels, num_labels)
 
     def build(self, shape: tuple[int | None, ...]) -> None:
         """Create the weights for features of `shape` (batch, h, w, channels)."""
@@ -242,14 +241,8 @@ def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | No
     return matrix if columns else None
 
 
-def _paths(config: CheXpertConfig) -> NDArray[np.float32]:
-    """Return a matrix `(num_labels, num_labels)` whose row l is 1 at observation l and its ancestors, else 0."""
-    ways = [{name, *ancestors(name, config.label_parents or {})} for name in config.observations]
-    return np.array([[name in way for name in config.observations] for way in ways], dtype=np.float32)
-
-
 def _unconditional(logits: Any, paths: NDArray[np.float32]) -> Any:
-    """Return logits of unconditional probabilities: products along the label hierarchy, given by `_paths`."""
+    """Return logits of unconditional probabilities: products along the label hierarchy, given by `hierarchy_paths`."""
     log_p = ops.sum(ops.multiply(ops.log_sigmoid(logits)[:, None, :], paths), axis=2)
     highest = -float(np.finfo(np.float32).eps)
     product = log_p - ops.log(-ops.expm1(ops.minimum(log_p, highest)))
