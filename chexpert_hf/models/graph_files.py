@@ -87,7 +87,7 @@ def files_of(graph: str) -> tuple[str, ...]:
 
 
 def files_only_exported(runtime: str, precision: str) -> tuple[str, ...]:
-    """Return the files of graphs that a runtime or "auto" needs for a precision and cannot convert by itself."""
+    """Return the exported files that a runtime or "auto" needs for fp16 or int8; empty for other precisions."""
     graphs = [
         name
         for (kind, number), name in GRAPH_FILES.items()
@@ -126,7 +126,7 @@ def find_graph(
 
 
 def read_records(folder: Path) -> dict[str, GraphRecord]:
-    """Return the entries of a folder's `export.json` by path of the graph; empty without it, GraphError if damaged."""
+    """Return path of the graph -> its entry in a folder's `export.json`; {} without a file, GraphError if damaged."""
     try:
         text = (folder / RECORD_FILE).read_bytes()
     except OSError:

@@ -29,7 +29,7 @@ _MAX_SIDE = 8192  # pixels, of what a network sees
 def _without_warnings() -> Iterator[None]:
     """Context manager: hide transformers' table of keys that do not fit, which `load_model` reports in one line.
 
-    The log level of transformers holds for the whole process, so one thread at a time may be inside.
+    The log level of transformers holds for the whole process, so other threads wait at the entry.
     """
     with _verbosity_lock:
         verbosity = logging.get_verbosity()
@@ -69,7 +69,7 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
         with _without_warnings():
             network, info = CheXpertForImageClassification.from_pretrained(
                 folder,
-                dtype=torch.float32,  # not the type of the stored weights, in which it would compute
+                dtype=torch.float32,  # else the network would compute in the type of the stored weights
                 use_safetensors=True,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -90,7 +90,7 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
             f"No model could be loaded from {name!r}: {first_line(error, 500)} Expected a folder with config.json and "
             "model.safetensors, or the id of a repository that can be reached."
         ) from error
-    except (ValueError, TypeError, AttributeError) as error:  # of values that the config does not check
+    except (ValueError, TypeError, AttributeError) as error:  # by values that the config does not check
         raise ModelFolderError(
             f"No model can be built from the config.json of {name!r}: {first_line(error)}"
         ) from error
@@ -105,16 +105,16 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
 
 
 def load_processor(folder: Path, *, name: str | None = None) -> CheXpertImageProcessor:
-    """Load the image processor of a model folder; messages call the folder `name`, or by its path if None.
+    """Load the image processor of a model folder. Error messages call the folder `name`, by default its path.
 
     Raises:
-        ModelFolderError: If there is none, or its values cannot be used.
+        ModelFolderError: If the folder has no image processor, or one with unusable values.
     """
     try:
         processor: CheXpertImageProcessor = CheXpertImageProcessor.from_pretrained(folder)
         if not 0 < min(processor.output_size) <= max(processor.output_size) <= _MAX_SIDE:
             raise ValueError(f"expected images of 1 to {_MAX_SIDE} pixels a side, got {processor.output_size}")
-        # Most values are checked by their use only.
+        # Most values can only be checked by using them.
         values = processor(np.zeros((8, 8), np.uint8), return_tensors="pt")["pixel_values"]
         if not values.isfinite().all():
             raise ValueError("the pixel values of a black image are not finite")

@@ -109,9 +109,9 @@ def read_checksums(folder: Path) -> dict[str, str] | None:
 
 
 def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
-    """Return a line for each file that does not match the folder's `checksums.json`; an empty list without it.
+    """Return a line for each file that does not match `checksums.json`, e.g. "config.json is missing".
 
-    `names` are the files to compare; if None, all that have a checksum or should have one.
+    `names` are the files to compare, by default all that have or should have a checksum. [] without `checksums.json`.
     """
     checksums = read_checksums(folder)
     if checksums is None:
@@ -140,8 +140,8 @@ def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
 def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
     """Make a folder an ensemble: copy the members to `members/01`, ..., and write `ensemble.json` and a model card.
 
-    Each member is a model folder or a checkpoint; its weights, configuration, code and gate, if it has one, are copied
-    and get checksums.
+    Each member is a model folder or a checkpoint. Copies of its weights, configuration, code and gate (if any) get
+    checksums.
     """
     names = []
     for number, member in enumerate(members, start=1):
@@ -158,7 +158,7 @@ def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
 
 
 def ensemble_members(model: str | Path) -> list[str | Path]:
-    """Return the members' folders if `model` is an ensemble's folder, else only `model` (for "nih" its folder).
+    """Return the members' folders of an ensemble; of any other model, a list with `model` alone ("nih" as a path).
 
     Raises ModelFolderError if `ensemble.json` is damaged.
     """

@@ -93,7 +93,7 @@ def model_folder(
         try:
             wanted = list(files) if files else None
             folder = Path(snapshot_download(str(model), revision=revision, allow_patterns=wanted))
-        except errors.IncompleteSnapshotError as error:  # the files that another program cached may be enough
+        except errors.IncompleteSnapshotError as error:  # a partial download in the cache may be enough
             folder = Path(error.snapshot_path)
             if files is None or not all((folder / name).is_file() for name in NEEDED_FILES):
                 raise
@@ -119,7 +119,7 @@ def hub_errors(subject: str, *, is_upload: bool = True) -> Iterator[None]:
 
 def _reason(subject: str, error: BaseException, is_upload: bool) -> str:
     """Describe why a request failed and what to do, without a final full stop."""
-    cause: BaseException | None = error  # the first one in the chain that is an answer of the Hub, or its absence
+    cause: BaseException | None = error  # the first in the chain that says how the Hub answered, or did not
     while cause is not None and not isinstance(cause, (errors.HTTPError, errors.OfflineModeIsEnabled)):
         cause = cause.__cause__
     if isinstance(cause, errors.HfHubHTTPError):

@@ -28,15 +28,15 @@ def _published(network: str) -> WeightsEnum:
 
 
 def imagenet_cache_path(network: str = "densenet121") -> Path:
-    """Return where torch caches torchvision's ImageNet weights; the file may also be put there by hand."""
+    """Return the path at which torch caches torchvision's ImageNet weights; users may put the file there by hand."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(_published(network).url).name
 
 
 def imagenet_state_dict(network: str = "densenet121") -> dict[str, Tensor]:
-    """Return ImageNet weights by the names of torchvision or, for "timm:NAME", of timm; downloaded if not cached.
+    """Return ImageNet weights under torchvision's names or, for "timm:NAME", timm's; download them if not cached.
 
     Raises:
-        WeightsError: If there are none for this network, or they cannot be fetched.
+        WeightsError: If there are no such weights for this network, or they cannot be fetched.
     """
     if network.startswith(TIMM_PREFIX):
         return _timm_state_dict(network)
