@@ -86,7 +86,7 @@ def files_of(graph: str) -> tuple[str, ...]:
     return (graph, f"{graph.removesuffix('.xml')}.bin") if graph.endswith(".xml") else (graph,)
 
 
-def files_only_exported(runtime: str, precision: str) -> tuple[str, ...]:
+def exported_files_for(runtime: str, precision: str) -> tuple[str, ...]:
     """Return the exported files that a runtime or "auto" needs for fp16 or int8; empty for other precisions."""
     graphs = [
         name

@@ -22,7 +22,7 @@ from chexpert_hf.gate import GATE_FILE, Gate, Verdict
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import LabelSet
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.graph_files import files_only_exported
+from chexpert_hf.models.graph_files import exported_files_for
 from chexpert_hf.models.loading import load_model, load_processor
 from chexpert_hf.models.model_files import ensemble_members
 from chexpert_hf.models.repositories import SCORING_FILES, model_folder
@@ -123,7 +123,7 @@ class CheXpertClassifier:
 
     @classmethod
     def _load(cls, model: str | Path, revision: str | None, **options: Any) -> "CheXpertClassifier":
-        graphs = files_only_exported(options["runtime"], options["precision"])
+        graphs = exported_files_for(options["runtime"], options["precision"])
         folder = model_folder(model, revision, files=(*SCORING_FILES, *graphs))
         network = load_model(folder, name=str(model))
         processor = load_processor(folder, name=str(model))
