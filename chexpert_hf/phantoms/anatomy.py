@@ -18,9 +18,9 @@ from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, 
 def normal_chest(
     frame: Frame, rng: Generator, engorged: float, breaks: tuple[skeleton.Break, ...]
 ) -> tuple[Scene, Floats]:
-    """Return a chest's lungs and vessels as a `Scene`, to which findings are added, and the thickness of all the rest.
+    """Return the lungs and their vessels as a `Scene`, and a map of the thickness of the rest of the chest.
 
-    The thickness, `(height, width)` in cm of water, is that of body and bones, less what air takes away. `engorged`
+    The map, `(height, width)` in cm of water, is body and bones minus the air in lungs, airways and bowel. `engorged`
     multiplies the width of lung vessels (1 is normal); `breaks` are fractures to draw into the ribs of a frontal view.
     """
     if isinstance(frame, FrontalFrame):

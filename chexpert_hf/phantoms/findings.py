@@ -15,13 +15,13 @@ from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, 
 
 
 def reshaped(streams: Mapping[str, Generator]) -> Shape:
-    """Return how findings change the outlines of the chest; `streams` maps each finding to its random generator."""
+    """Draw how findings change the outlines of the chest; `streams` maps each finding to its random generator."""
     shape = Shape()
     if rng := streams.get("Cardiomegaly"):  # more than half the thorax's inner breadth
         shape.heart_left, shape.heart_right = float(rng.uniform(1.34, 1.5)), float(rng.uniform(1.3, 1.65))
     if rng := streams.get("Enlarged Cardiomediastinum"):  # its upper part about twice as broad as normal
         shape.mediastinum = float(rng.uniform(1.85, 2.6))
-    if rng := streams.get("Atelectasis"):  # of the side that `plant_atelectasis` draws too
+    if rng := streams.get("Atelectasis"):  # on the side on which `plant_atelectasis` draws the bands
         shape.raised = {either_side(rng): float(rng.uniform(0.09, 0.16))}
     return shape
 
@@ -101,7 +101,7 @@ def plant_lung_lesion(scene: Scene, rng: Generator) -> Iterator[Mask]:
         side = either_side(rng)
         radius_cm = rng.uniform(2.2, 3.4) if is_mass else rng.uniform(1.4, 2.1)
         radius = radius_cm * frame.half / 13
-        # A large one keeps further from the chest wall, so that it stays within the lung.
+        # A large lesion keeps further from the chest wall, so that it stays within the lung.
         lateral, depth = rng.uniform(0.28, 0.95 - 0.11 * radius_cm), rng.uniform(0.15, 0.85)
         centre, stretch = frame.spot(side, lateral, depth, rng.uniform(0.24, 0.84)), rng.uniform(0.85, 1.15)
         r = distance_from(frame.shape, centre, (radius * stretch, radius / stretch), rng.uniform(0, 3))
@@ -198,7 +198,7 @@ def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softnes
 def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
     """Add plate-like bands above the hemidiaphragm that `reshaped` raised.
 
-    Yield one mask, of the bands and of the region that was lung before the rise.
+    Yield one mask: the bands, and the region that was lung before the hemidiaphragm rose.
     """
     frame, side, layer = scene.frame, either_side(rng), Layer(scene.frame.shape)
     count, common = int(rng.integers(1, 4)), rng.normal(0.0, 0.05)

@@ -106,11 +106,11 @@ def write_phantoms(
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Context manager that delays Ctrl-C until its block ends; processes that are forked in it ignore Ctrl-C.
+    """Context manager: delay Ctrl-C until the block ends; processes forked within the block ignore Ctrl-C.
 
-    A process pool that is interrupted while it starts waits for ever.
+    Without it, a process pool that is interrupted while it starts waits for ever.
     """
-    if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C interrupts the main thread only
         yield
         return
     waiting: list[int] = []
@@ -124,8 +124,8 @@ def _uninterrupted() -> Iterator[None]:
 
 
 def _patient_and_study(index: int) -> tuple[int, int]:
-    """Return patient and study number, both from 1, of the study with this index; every fifth patient has two."""
-    group, place = divmod(index, 6)  # the last is the fifth patient's second: every fifth patient comes twice
+    """Return patient and study number, both from 1, of the study `index`; every fifth patient has two studies."""
+    group, place = divmod(index, 6)  # six studies of five patients; the last two are of the fifth patient
     return 5 * group + min(place, 4) + 1, 2 if place == 5 else 1
 
 
@@ -162,7 +162,7 @@ def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tu
 
 
 def sample_truth(rng: np.random.Generator) -> set[str]:
-    """Draw a study's positive observations, with their parents; add No Finding if there are only devices or none."""
+    """Draw a study's positive observations, with their parents. Without any finding but devices, add No Finding."""
     planted = {name for name, prevalence in PREVALENCES.items() if rng.random() < prevalence}
     return implied(planted) if planted - {"Support Devices"} else planted | {"No Finding"}
 
@@ -192,5 +192,5 @@ def _chance_of_uncertain(name: str, is_positive: bool, is_normal: bool) -> float
 
 
 def _chance_of_none(names: set[str]) -> float:
-    """Return the chance that none of these observations is in a study."""
+    """Return the chance that a study has none of these observations."""
     return math.prod(1 - chance for name, chance in PREVALENCES.items() if name in names)

@@ -233,7 +233,7 @@ class LateralFrame(_Frame):
         return (self.heart_chord() > 0) & (self.w > 0.02) & (self.y < floor)
 
     def heart_chord(self) -> Floats:
-        """Return the squared depth of the heart along each ray, `(height, width)`: 1 where it is deepest, 0 outside."""
+        """Return the square of the heart's thickness along each ray, `(height, width)`: at most 1, and 0 outside it."""
         size = 0.5 * (self.change.heart_left + self.change.heart_right) - 1
         dw, dv = self.w - (0.27 + 0.1 * size), (self.v[:, None] - (0.79 - 0.07 * size)) * (self.height / self.unit)
         long, short = 0.36 * (1 + 0.42 * size), 0.23 * (1 + 0.55 * size) * (0.8 + 0.35 * self.patient.heart_left)
@@ -247,7 +247,7 @@ Frame = FrontalFrame | LateralFrame
 
 @dataclass
 class Scene:
-    """The parts of a phantom that findings are added to: the lungs, their vessels, and the thickness added so far."""
+    """The lungs of a phantom, their vessels, and the thickness that findings have added so far."""
 
     frame: Frame
     lungs: dict[int, Floats]  # side -> aerated lung along each ray, (height, width) in cm

@@ -116,7 +116,7 @@ def _stream(key: Key, name: str) -> Generator:
 
 
 def _with_parents(masks: dict[str, Mask]) -> dict[str, Mask]:
-    """Return the masks and those of implied parents, without empty ones, in the order of `OBSERVATIONS`."""
+    """Add masks of implied parents and drop empty masks; return them in the order of `OBSERVATIONS`."""
     parts = {name: [masks[each] for each in (name, *CHILDREN.get(name, ())) if each in masks] for name in OBSERVATIONS}
     full = {name: np.logical_or.reduce(each) for name, each in parts.items() if each}
     return {name: mask for name, mask in full.items() if mask.any()}
@@ -146,7 +146,7 @@ def expose(thickness: Floats, rng: Generator, projection: str, fat: float) -> Fl
 
 
 def collimate(grey: Floats, rng: Generator) -> Floats:
-    """Return the image, sometimes with a dark border, as the collimator's blades leave it."""
+    """Return the image, at random with dark borders as a collimator's blades leave them."""
     if rng.random() < 0.55:
         return grey
     height, width = grey.shape
