@@ -14,7 +14,7 @@ from chexpert_hf.phantoms.drawing import Floats, Generator, Layer, cloud, distan
 from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, Mask, Scene, Shape, either_side, wall_at
 
 
-def reshaped(streams: Mapping[str, Generator]) -> Shape:
+def draw_shape(streams: Mapping[str, Generator]) -> Shape:
     """Draw how findings change the outlines of the chest; `streams` maps each finding to its random generator."""
     shape = Shape()
     if rng := streams.get("Cardiomegaly"):  # more than half the thorax's inner breadth
@@ -196,7 +196,7 @@ def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softnes
 
 
 def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add plate-like bands above the hemidiaphragm that `reshaped` raised.
+    """Add plate-like bands above the hemidiaphragm that `draw_shape` raised.
 
     Yield one mask: the bands, and the region that was lung before the hemidiaphragm rose.
     """

@@ -52,7 +52,7 @@ class Shape:
 class _Frame:
     """Geometry of the chest in one radiograph: outlines in pixels, and the conversion of positions `(u, v)` to pixels.
 
-    `rng` draws the patient's posture and the size of the image; `change` comes from `findings.reshaped`.
+    `rng` draws the patient's posture and the size of the image; `change` comes from `findings.draw_shape`.
     """
 
     def __init__(self, patient: Patient, rng: Generator, projection: str, change: Shape) -> None:

@@ -17,7 +17,7 @@ from chexpert_hf.labels import OBSERVATIONS, PARENTS, ancestors, check_observati
 from chexpert_hf.phantoms.anatomy import normal_chest
 from chexpert_hf.phantoms.devices import plant_support_devices
 from chexpert_hf.phantoms.drawing import Floats, Generator, enlarge
-from chexpert_hf.phantoms.findings import NOT_IN_LATERAL, PLANTERS, reshaped
+from chexpert_hf.phantoms.findings import NOT_IN_LATERAL, PLANTERS, draw_shape
 from chexpert_hf.phantoms.frame import Frame, FrontalFrame, LateralFrame, Mask, Patient
 from chexpert_hf.phantoms.skeleton import break_ribs, fracture_mask
 
@@ -105,7 +105,7 @@ def render_study(patient: Patient, key: Key, observations: Collection[str], proj
 
 def make_frame(patient: Patient, key: Key, planted: Collection[str], projection: str) -> Frame:
     """Return the geometry of the chest in one view; findings in `planted` change it, and `key` seeds the posture."""
-    change = reshaped({name: _stream(key, name) for name in planted})
+    change = draw_shape({name: _stream(key, name) for name in planted})
     frame = LateralFrame if projection == "Lateral" else FrontalFrame
     return frame(patient, np.random.default_rng([*key, 2, PROJECTIONS.index(projection)]), projection, change)
 
