@@ -26,7 +26,7 @@ _AFTER_EVALUATION = re.compile(r"^## (?:Calibration|Operating points|Limits)\n|\
 _TITLE = re.compile(r"^# (.+)$", re.MULTILINE)
 _MENTION = re.compile(r'(from_pretrained\(|pipeline\("image-classification", |--model |chexpert-hf check )"([^"\n]+)"')
 _HOW_TO_USE = re.compile(r"^## How to use$", re.MULTILINE)
-# The tag and the citation of each backbone; the others are timm's.
+# The tag and the citation of each backbone; all other backbones are timm's.
 _FAMILIES = {
     "densenet": ("densenet", "huang2017densely"),
     "resnet50": ("resnet", "he2016deep"),
@@ -155,7 +155,7 @@ def _section(name: str, **values: Any) -> str:
 
 
 def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
-    """Return the entries of the Hub's model-index: the mean AUROC, and that of each observation with enough studies."""
+    """Return the Hub's model-index: the mean AUROC, and the AUROC of each observation with enough studies per class."""
     if not record["mean_over"]:
         return []
     values = {f"Mean AUROC per study over {len(record['mean_over'])} observations": record["mean_auroc"]}
@@ -176,7 +176,7 @@ def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe without paths of this machine: its models (`MODEL_FIELDS`) are named as by `public_name`."""
+    """Return a recipe in which `public_name` replaces the paths of models, the fields `MODEL_FIELDS`."""
     return {field: _public(value) if field in MODEL_FIELDS else value for field, value in recipe.items()}
 
 
@@ -187,15 +187,15 @@ def _public(value: Any) -> Any:
 
 
 def public_name(value: str) -> str:
-    """Return the last part of a local path; the id of a repository on the Hub, such as "me/model", stays as it is."""
+    """Return the last part of a local path, e.g. "b" of "/a/b"; a repository's id, e.g. "me/model", unchanged."""
     is_local = value.startswith(("/", ".", "~")) or "\\" in value or value.count("/") > 1 or Path(value).exists()
     return Path(value).name if is_local else value
 
 
 def refresh_card(text: str, config: CheXpertConfig, name: str, model_id: str | None = None) -> str:
-    """Return a card with a new name and model id, and new sections on calibration and operating points from the config.
+    """Return a card with its sections on calibration and operating points written anew from the config.
 
-    A card without these sections gets them at its end. `name` and `model_id` are as in `rename_card`.
+    A card without these sections gets them at its end. The card is renamed to `name` and `model_id`, see `rename_card`.
     """
     sections = _section("decisions", config=config)
     refreshed, count = _DECISIONS.subn(lambda _: sections, text, count=1)
@@ -203,9 +203,9 @@ def refresh_card(text: str, config: CheXpertConfig, name: str, model_id: str | N
 
 
 def refresh_references(text: str, record: Mapping[str, Any]) -> str:
-    """Return a card with a new section on other reference standards, from `record`, the contents of `evaluation.json`.
+    """Return a card with its section on other reference standards written anew, or added after the evaluation.
 
-    The new section replaces the old one, if any, and follows the evaluation.
+    `record` is the contents of `evaluation.json`.
     """
     section, rest = _section("references", record=record), _REFERENCES.sub("", text)
     return _AFTER_EVALUATION.sub(lambda found: f"{section}{found[0]}", rest, count=1)

@@ -76,7 +76,7 @@ def check_folder(folder: Path) -> CheckReport:
     Failures are lines of the report, not errors.
 
     Raises:
-        InputError: If it is neither a model folder nor an ensemble, or `ensemble.json` is damaged.
+        InputError: If `folder` is neither a model folder nor an ensemble, or `ensemble.json` is damaged.
     """
     lines = []
     for subject, check in _checks(folder).items():
@@ -90,10 +90,10 @@ def check_folder(folder: Path) -> CheckReport:
 
 
 def expect_own_scores(folder: Path) -> None:
-    """Raise InputError if a model folder does not score its phantom as when its card was written.
+    """Raise InputError if a model's scores of its phantom are not those in `reference.json`.
 
-    Other weights may have been saved to the folder since, and their checksums accepted. Scores of a phantom that this
-    version of the package draws differently are not compared.
+    This finds weights that were saved to the folder later, with new checksums but an old card. If this version of the
+    package draws the phantom differently, nothing is compared.
     """
     try:
         _scores(folder, runtime=RuntimeName.TORCH, precision=Precision.FP32)

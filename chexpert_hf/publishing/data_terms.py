@@ -60,8 +60,8 @@ class ImportedFrom(Terms):
 def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterable[str | None] = ()) -> str:
     """Return who set a data set's own labels, such as "text-mined labels" or "majority of radiologists".
 
-    The data set's column `labels_by` says it. If that is empty, the folder's name `data_name`, the split and its number
-    of patients decide; `OWN_LABELS` if they are unknown.
+    `labels_by` are values of the data set's column of that name. If all are empty, the answer is looked up by the
+    folder's name `data_name`, the split and its number of patients; `OWN_LABELS` if it is unknown.
     """
     if stated := sorted({name for name in labels_by if name}):
         return " and ".join(stated)
@@ -71,9 +71,9 @@ def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterab
 
 
 def labels_name_of(dataset: "datasets.Dataset", data_name: str, split: str) -> str:
-    """Return who set the labels of a split from `load_dataset`: `labels_name`, of each source if it has several.
+    """Return who set the labels of a split from `load_dataset`, such as "text-mined labels and one radiologist".
 
-    `data_name` is the folder's name, which counts if the split has no column of sources.
+    `labels_name` is asked about each of its sources, or about the folder `data_name` if it has no column of sources.
     """
 
     def column(name: str) -> list[str | None]:
@@ -90,7 +90,7 @@ def labels_name_of(dataset: "datasets.Dataset", data_name: str, split: str) -> s
 
 
 def label_origins(data: Mapping[str, Any]) -> set[str]:
-    """Return who set a model's training labels (see `labels_name`); `data` is that entry of its `evaluation.json`."""
+    """Return who set a model's training labels (see `labels_name`), from the entry `data` of its `evaluation.json`."""
     train = data["train"]
     stated = set(train.get("labels_by", ()))
     named = {labels_name(name, "train", train["patients"]) for name in data_names(data)}
@@ -98,13 +98,13 @@ def label_origins(data: Mapping[str, Any]) -> set[str]:
 
 
 def data_names(data: Mapping[str, Any]) -> Sequence[str]:
-    """Return the names of the data folders that a model was trained on, by the entry `data` of `evaluation.json`."""
+    """Return the names of the folders that a model was trained on, from the entry `data` of its `evaluation.json`."""
     names: Sequence[str] = data.get("sources", [data["name"]])
     return names
 
 
 def terms_of(names: Sequence[str]) -> Terms:
-    """Return the joined terms of the data sets in folders of these names; `license_id` is "other" if there are several.
+    """Return the terms of the data sets in folders of these names, joined with `license_id` "other" if they differ.
 
     The terms of an unknown data set refer to its provider.
     """
