@@ -197,7 +197,7 @@ def check_observations(names: Iterable[str], known: Sequence[str] | None = None)
     """Return the names as a tuple, if they are valid.
 
     Raises:
-        ValueError: If there are none, one occurs twice, or one is not in `known` (None: any name will do).
+        ValueError: If there is no name, or one occurs twice or is not in `known` (if None, any name is valid).
     """
     names = tuple(names)
     if not names:

@@ -56,8 +56,8 @@ class CheXpertOutput(ModelOutput):
 
     Attributes:
         loss: Scalar, if labels were given.
-        logits: `(batch, num_labels)`; `logits.sigmoid()` are the probabilities. Under U-MultiClass the logit is that of
-            positive minus that of negative, so its sigmoid is p1 / (p0 + p1).
+        logits: `(batch, num_labels)`; `logits.sigmoid()` are the probabilities. Under U-MultiClass the logit is the
+            positive class's minus the negative class's, so its sigmoid is p1 / (p0 + p1).
         uncertainty: `(batch, num_multiclass)`: the probability of the uncertain class, in the order of the config's
             `multiclass_observations`; None if there are none.
         saliency: If requested, `(batch, num_labels, h, w)`: the contribution of each cell of the last feature map to
@@ -327,7 +327,7 @@ class CheXpertForImageClassification(PreTrainedModel):
 def _matrix(layer: nn.Linear, width: int, inputs: Tensor) -> Tensor:
     """Return the matrix `(outputs, width)` by which a layer multiplies its inputs.
 
-    A quantised layer, or one with an adapter such as LoRA's, is fed unit vectors like `inputs` to find the matrix.
+    If the layer is quantised or has an adapter, such as LoRA's, unit vectors of the type of `inputs` are fed to it.
     """
     if type(layer) is nn.Linear:
         return layer.weight

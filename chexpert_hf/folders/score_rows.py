@@ -1,6 +1,6 @@
 """Columns and rows of a score table, with a row per radiograph or per study.
 
-A study's score is the maximum over its views, as in the CheXpert paper, but that of No Finding the minimum, since a
+A study's score is the maximum over its views, as in the CheXpert paper, but for No Finding the minimum, since a
 finding in any view rules it out. Source: Irvin et al. 2019, arXiv:1901.07031, section 4.
 """
 
@@ -91,7 +91,7 @@ class RowFormat:
     def study_rows(self, rows: Iterable[Sequence[Cell]]) -> Iterator[list[Cell]]:
         """Yield a row for each study from the rows of radiographs, in the order of the studies' first views.
 
-        Scores and calls (0 or 1) are maxima over the views, those of `none_of_these` minima; the gate's verdict is the
+        Scores and calls (0 or 1) are maxima over the views, or minima for `none_of_these`; the gate's verdict is the
         worst of the views. All rows are read before the first one is yielded.
         """
         combine = [min if name == self.none_of_these else max for name in self.observations] * 2  # scores and calls

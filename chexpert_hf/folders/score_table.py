@@ -125,7 +125,7 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
                 os.fsync(self._stream.fileno())
 
     def append(self, rows: Iterable[Sequence[Cell]]) -> None:
-        """Append rows. If the process is killed, none are lost; in a power failure, those of about `SYNC_SECONDS`."""
+        """Append rows. A killed process loses no row; a power failure loses those of the last `SYNC_SECONDS` or so."""
         with writing(self._path):
             self._stream.write(b"".join(map(self._lines.line, rows)))
             self._stream.flush()
@@ -168,7 +168,7 @@ def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_si
 
 
 def _checked_row(path: Path, lines: JsonLines, row: bytes, number: int, names: Sequence[object]) -> list[Cell]:
-    """Return the cells of row `number` (from 1); InputError if it cannot be read, or has another name than expected."""
+    """Return the cells of row `number` (from 1); InputError if damaged or not of `names[number - 1]`."""
     try:
         name, *_ = cells = lines.cells(row)
     except (ValueError, csv.Error) as fault:

@@ -30,13 +30,14 @@ _TORCHXRAYVISION_NAMES = {"Pleural Effusion": "Effusion"}
 
 
 class FormatError(InputError):
-    """A model that the other format cannot express; the message says why."""
+    """A model that cannot be expressed in the format of the export; the message says why."""
 
 
 def export_format(model: str, target: str, output: Path) -> Remarks:
-    """Write a model and a card to a new or empty folder, for "timm" or "torchxrayvision"; return remarks for the user.
+    """Write a model and a card for the library `target`, "timm" or "torchxrayvision"; return remarks for the user.
 
-    `model` is a model folder or the id of a repository on the Hub. `output` is written whole or not at all.
+    `model` is a model folder or the id of a repository on the Hub. `output`, a new or empty folder, is written whole or
+    not at all.
 
     Raises:
         FormatError: If the format cannot express the model, or the written model gives other scores.
@@ -61,7 +62,7 @@ def export_format(model: str, target: str, output: Path) -> Remarks:
 def refuse_model(config: CheXpertConfig, target: str) -> None:
     """Raise FormatError if `target`, "timm" or "torchxrayvision", cannot express the network.
 
-    It cannot if the model has a backbone unknown to it, a hidden layer in the head, U-MultiClass or a label hierarchy.
+    Neither can express a hidden layer in the head, U-MultiClass, a label hierarchy, or most backbones.
     """
     supported = TIMM_ARCHITECTURES if target == "timm" else TIMM_ARCHITECTURES[:1]
     titles = " or ".join(NETWORKS[network] for network in supported)
@@ -201,7 +202,7 @@ def _differences(processor: CheXpertImageProcessor) -> Iterator[str]:
 
 
 def _timm_name(name: str, config: CheXpertConfig) -> str:
-    """Return timm's name of a weight or layer, given this package's: for a ResNet's `classifier`, `fc`."""
+    """Return timm's name of a weight or layer of this package, such as `fc` for the `classifier` of a ResNet."""
     if config.backbone == DENSENET:
         return name
     return re.sub("^classifier", "fc", name.removeprefix("features."))

@@ -91,7 +91,7 @@ def outputs_named(
     labels: Sequence[str] | None = None,
     classes: Sequence[int] = (1,),
 ) -> Outputs:
-    """Match a source's outputs to observations, under CheXpert's names or, where it has none, the outputs' own names.
+    """Match a source's outputs to observations; outputs that are not among CheXpert's 14 keep their own names.
 
     Args:
         names: Names of all outputs in the source, None if it has none. An output with an empty name, which was never

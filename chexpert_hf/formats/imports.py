@@ -49,8 +49,8 @@ def import_model(source: str, output: Path, *, file: Path | None = None, labels:
     Args:
         source: One of `SOURCES`, such as "torchxrayvision:chex" or "timm:FOLDER".
         output: A new or empty folder; it is written whole or not at all.
-        file: The weights, where `source` does not name a file; nothing is downloaded then.
-        labels: Names of the outputs if the source has none (empty to drop one), or the observations of a new head.
+        file: The weights, if `source` does not name a file; nothing is downloaded then.
+        labels: Names of the outputs if the source has none ("" drops an output), or the observations of a new head.
 
     Raises:
         WeightsError: If the source is unknown, cannot be read or fetched, or does not fit.

@@ -1,4 +1,4 @@
-"""The Keras 3 port of a model folder, to use and train in TensorFlow, JAX or PyTorch, and the way back.
+"""The Keras 3 port of a model folder, to use and train in TensorFlow, JAX or PyTorch, and conversion back to PyTorch.
 
 Set the environment variable `KERAS_BACKEND` before Keras is imported. Training differs from PyTorch: the running
 variance of BatchNorm takes the biased variance of a batch, in PyTorch the unbiased one; and Keras does not count

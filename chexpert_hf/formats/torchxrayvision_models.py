@@ -1,4 +1,4 @@
-"""torchxrayvision's seven DenseNet121: their addresses and outputs, and how they become models of this package.
+"""torchxrayvision's seven DenseNet121: their URLs and outputs, and their conversion to models of this package.
 
 torchxrayvision rescales outputs so that each operating point is .5. Here scores are plain probabilities, and the
 operating points are kept as thresholds.

@@ -122,7 +122,7 @@ def without_persistent_classes(content: bytes) -> bytes:
     That format stores the class of a module as a persistent object of the pickle (with the class's source code), which
     `weights_only` refuses. The pickle's instructions are parsed, not run: each such object becomes a call of the
     harmless `_CLASS_OF`, which `_read_pickle` allows. Nothing else changes, so `weights_only` still checks everything
-    that the file names. Raises ValueError for other files. Source: torch 1.5, `serialization._legacy_save`.
+    that the file names. Raises ValueError for files of other formats. Source: torch 1.5, `serialization._legacy_save`.
     """
     stream = io.BytesIO(content)
     for _ in range(_PICKLES_IN_FRONT):

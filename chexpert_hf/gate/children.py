@@ -41,5 +41,5 @@ def _discriminant() -> tuple[Floats, float]:
 
 
 def save_discriminant(file: Path, weights: Floats, limit: float, data: str) -> None:
-    """Write the weights `(NUM_FEATURES,)`, the limit and a line on the data that they were fitted on."""
+    """Write `file`: the weights `(NUM_FEATURES,)`, the limit, and `data`, a line on the data they were fitted on."""
     write_json(file, {"data": data, "limit": limit, "weights": [float(f"{weight:.7g}") for weight in weights]})

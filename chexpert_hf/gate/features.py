@@ -38,14 +38,14 @@ def gray_levels(image: Image.Image) -> Tensor:
 
 
 def detail(gray: Tensor) -> Floats:
-    """Return how much pixels differ from the mean around them, divided by the contrast: `(batch,)`; 0 if smooth."""
+    """Return the strength `(batch,)` of fine structure, relative to contrast, in images `(batch, 1, height, width)`."""
     levels = gray.float()
     fine = (levels[..., 1:-1, 1:-1] - _mean_of_3x3(levels)).abs().mean(dim=(1, 2, 3))
     return (fine / (levels.std(dim=(1, 2, 3)) + 1)).double().numpy()
 
 
 def neighbour_correlation(gray: Tensor) -> Floats:
-    """Return the correlation of neighbouring pixels, `(batch,)`, across or down, whichever is higher."""
+    """Return the correlation of neighbouring pixels, across or down, whichever is higher: `(batch,)`."""
     levels = gray.double()
     centred = levels - levels.mean(dim=(1, 2, 3), keepdim=True)
     across = (centred[..., 1:] * centred[..., :-1]).mean(dim=(1, 2, 3))

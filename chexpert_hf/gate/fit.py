@@ -1,4 +1,4 @@
-"""Fits the gate on a model's training images and synthetic lateral views; it needs no images of anything else."""
+"""Fits the gate on a model's training images and synthetic lateral views; it needs no examples of other images."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -151,11 +151,11 @@ def fit_distance(features: Floats) -> Distance:
 
 
 def distance_limits(features: Floats) -> tuple[float, float]:
-    """Return the distances below which 99.5 % and 95 % of unseen images like these are.
+    """Return the distances below which 99.5 % and 95 % of unseen images like the training images lie.
 
-    They are quantiles in cross-validation, where each fifth of the images is measured from the other four fifths. Fewer
-    than 200 images say little about 99.5 %: then a log-normal distribution is fitted to the distances, and its quantile
-    is used if it is larger.
+    They are quantiles in cross-validation: each fifth of the training images' `features` is measured from the other
+    four fifths. Fewer than 200 images say little about 99.5 %: then a log-normal distribution is fitted to the
+    distances, and its quantile is used if it is larger.
     """
     folds = _fold_of(len(features))
     distances = np.empty(len(features))

@@ -2,7 +2,7 @@
 
 It is fitted on radiographs alone, and is one file of the model folder. Inverted or rotated radiographs are accepted
 with a warning if they pass after correction. Lateral views and radiographs of children are accepted with a warning, or
-without one if the model was trained on such.
+without a warning if the model was trained on such images.
 """
 
 import math
@@ -296,7 +296,7 @@ class Gate:
 
 
 def _check_tensors(tensors: dict[str, Tensor]) -> None:
-    """Raise ValueError unless all tensors of a gate are there as float32, and their shapes fit together."""
+    """Raise ValueError unless `tensors` are those of a gate, in float32, with shapes that fit together."""
     count = tensors["variances"].numel() if "variances" in tensors else 0
     for name in sorted({*tensors, *_SHAPES}):
         expected = tuple(count if side == -1 else side for side in _SHAPES.get(name, ()))

@@ -50,7 +50,7 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def published_files(folder: Path) -> list[str]:
-    """Return the paths of a folder's files that are uploaded to the Hub, relative to it and sorted."""
+    """Return the sorted relative paths of a folder's files that are uploaded to the Hub."""
     return _matching(folder, (*REQUIRED_FILES, *OPTIONAL_FILES))
 
 
@@ -76,7 +76,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def renew_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Update the checksums of the named files, or drop those of missing ones; do nothing without `checksums.json`."""
+    """Update the checksums of the files `names`, or drop those of missing files; no effect without `checksums.json`."""
     checksums = read_checksums(folder)
     if checksums is not None:
         names = set(names)

@@ -54,7 +54,7 @@ def write_phantoms(
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Write a data set of phantoms in CheXpert's layout; the README that it writes there describes the files.
+    """Write a data set of phantoms in CheXpert's layout, with a README that describes the files.
 
     Study i depends on `seed` and i only, and the same arguments give byte-identical files with the same Pillow. As in
     CheXpert, `train.csv` has the uncertain and blank cells of an automatic labeler, and `valid.csv` the truth. A
@@ -168,10 +168,10 @@ def sample_truth(rng: np.random.Generator) -> set[str]:
 
 
 def report_cells(truth: set[str], rng: np.random.Generator) -> dict[str, float | None]:
-    """Draw one cell per observation, as an automatic labeler would read it in the report; None is a blank.
+    """Draw a cell per observation, as an automatic labeler reads it in the report of a study; None is a blank.
 
-    As in CheXpert, a study with No Finding has no uncertain cell except in Support Devices; over all studies the shares
-    of uncertain cells are `UNCERTAIN_RATES`. No Finding itself is positive or blank.
+    `truth` are its positive observations. As in CheXpert, a study with No Finding has no uncertain cell except in
+    Support Devices; No Finding is positive or blank. Over all studies, uncertainty has the `UNCERTAIN_RATES`.
     """
     cells: dict[str, float | None] = {}
     for name in OBSERVATIONS:

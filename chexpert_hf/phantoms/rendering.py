@@ -35,7 +35,7 @@ CHILDREN = {
 
 @dataclass(frozen=True)
 class Phantom:
-    """One synthetic radiograph, with a mask of each finding that this projection shows and of its parents."""
+    """One synthetic radiograph, with masks of the findings that its projection shows and of their parents."""
 
     image: NDArray[np.uint8]  # (height, width), bright where little radiation came through
     masks: dict[str, Mask]  # positive observation -> (height, width)

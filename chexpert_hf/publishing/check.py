@@ -66,7 +66,7 @@ class _SkippedError(Exception):
 
 
 class _OtherPhantomError(InputError):
-    """This version of the package draws the phantom of `reference.json` differently, so its scores say nothing."""
+    """This version of the package draws the phantom of `reference.json` differently, so scores cannot be compared."""
 
 
 def check_folder(folder: Path) -> CheckReport:
@@ -104,7 +104,7 @@ def expect_own_scores(folder: Path) -> None:
 def _checks(folder: Path) -> dict[str, Callable[[], str]]:
     """Return the checks of a folder, as subject -> function; InputError if it is neither model folder nor ensemble.
 
-    A function returns the details of a passed check; it raises `_SkippedError` or any other error if not passed.
+    A function returns the details of a passed check. It raises `_SkippedError`, or another error if the check fails.
     """
     if (folder / ENSEMBLE_FILE).is_file():
         parts = {"files": _no_pickle, "checksums": _hashes, "code": _code, "model": _model}
