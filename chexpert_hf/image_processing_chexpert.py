@@ -165,7 +165,9 @@ class CheXpertImageProcessor(TorchvisionBackend):
             return [one for image in images for one in self._prepare_images_structure(image, expected_ndims)]
         if not isinstance(images, (Image.Image, np.ndarray, torch.Tensor)):
             raise ValueError(f"Got {type(images).__name__}; {_EXPECTED}.")
-        return make_flat_list_of_images(_with_channel_axis(images), expected_ndims=expected_ndims)
+        if not isinstance(images, Image.Image) and images.ndim == 2:
+            images = images[None]  # the channel axis
+        return make_flat_list_of_images(images, expected_ndims=expected_ndims)
 
     def process_image(
         self,
@@ -343,10 +345,6 @@ def _pil_method(resample: Any) -> PILImageResampling:
         known = ", ".join(sorted(PILImageResampling.__members__)).lower()
         raise ValueError(f"resample is {resample!r}, expected a method of Pillow: {known}, or its number.")
     return PILImageResampling[name]
-
-
-def _with_channel_axis(image: Any) -> Any:
-    return image[None] if isinstance(image, (np.ndarray, torch.Tensor)) and image.ndim == 2 else image
 
 
 def _gray_from_pil(image: Image.Image) -> torch.Tensor:

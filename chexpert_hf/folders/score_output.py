@@ -101,13 +101,10 @@ class ScoreOutput:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         with exclusive(self.path):
             if self.existing is Existing.OVERWRITE:
-                self._delete()
+                with writing(self.path):
+                    for path in (self.path, self.rows_file, self.record_file):
+                        path.unlink(missing_ok=True)
             yield
-
-    def _delete(self) -> None:
-        with writing(self.path):
-            for path in (self.path, self.rows_file, self.record_file):
-                path.unlink(missing_ok=True)
 
     def begin(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Write `record`, the settings of a new run, or compare it with the record of the run to resume.
