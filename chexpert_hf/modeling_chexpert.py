@@ -35,7 +35,7 @@ from .labels import (
 
 logger = logging.getLogger(__name__)
 
-_HIGHEST_LOGIT = 80.0  # its sigmoid's complement is still a normal number in float32
+_HIGHEST_LOGIT = 80.0  # 1 minus its sigmoid is still a normal number in float32
 
 _RESOLVED = {
     UncertaintyPolicy.U_IGNORE: IGNORED,

@@ -37,7 +37,9 @@ def study_of(path: str) -> str:
 class _Study:
     """The row of a study, gathered from its views."""
 
-    scores: array = field(default_factory=lambda: array("d"))  # then calls (0 or 1); compact for 100,000 studies
+    scores: array = field(
+        default_factory=lambda: array("d")
+    )  # scores, then calls (0 or 1); an array takes little memory
     views: int = 0  # number of views with scores
     failed: list[str] = field(default_factory=list)  # "view (reason)"
     notes: list[str] = field(default_factory=list)

@@ -168,7 +168,7 @@ def score_with_overlays(
 def _record(
     classifier: CheXpertClassifier, output: ScoreOutput, batch_size: int, shard: Shard, models: Sequence[str]
 ) -> dict[str, Any]:
-    # Bands of rising frequency under a gradient: with other weights, size or normalisation the scores are others.
+    # Bands of rising frequency under a gradient: other weights, another size or normalisation give other scores.
     down, across = np.mgrid[0:1:256j, 0:1:256j]
     pattern = Image.fromarray((127.5 + 127.5 * np.sin(40 * across**2 + 9 * down) * down).astype(np.uint8))
     (prediction,) = classifier.predict_prepared([classifier.prepare(pattern)], batch_size=1)

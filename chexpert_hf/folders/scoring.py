@@ -108,7 +108,7 @@ def score_files(
 
     with ExitStack() as stack:
         items: Iterable[RadiographFile | ReadFile] = files
-        if num_processes(classifier, files, workers):  # else the streams' own threads read
+        if num_processes(classifier, files, workers):  # else `read_and_score` reads
             reading = read_prepared(classifier, files, for_gate=for_gate, batch_size=size, workers=workers)
             items = stack.enter_context(closing(reading))
         batches = batched(items, size)

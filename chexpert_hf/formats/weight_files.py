@@ -98,7 +98,7 @@ def _read_pickle(path: Path) -> Any:
         if not content.startswith(b"PK"):  # not the ZIP archive that PyTorch writes since 1.6
             content = without_persistent_classes(content)
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the source code of classes that are not there
+            warnings.simplefilter("ignore")  # about missing source code of pickled classes
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except _MALFORMED as error:
         if forbidden := _FORBIDDEN.search(str(error)):

@@ -76,7 +76,7 @@ _WARNINGS = {
     Pose.CROPPED: "This radiograph looks cropped: less of the chest is in it than in those that the model knows.",
 }
 
-# The file's tensors; the principal directions may be any number.
+# Shapes of the file's tensors; -1 is the number of principal directions.
 _SHAPES = {
     "centre": (NUM_STRUCTURES,),
     "spread": (NUM_STRUCTURES,),
@@ -96,7 +96,7 @@ class Verdict:
     is_chest_radiograph: bool
     reason: str  # one sentence why the image is refused; empty if it is accepted
     warnings: tuple[str, ...]  # sentences about pose and view
-    distance: float  # 1 is the limit; with the pose corrected, if accepted so; infinite if refused without computing it
+    distance: float  # in limits; of the corrected image, if that is accepted; infinite if refused without computing it
 
     @property
     def state(self) -> str:

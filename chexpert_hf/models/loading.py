@@ -22,7 +22,7 @@ from chexpert_hf.models.repositories import model_folder
 
 _verbosity_lock = Lock()
 
-_MAX_SIDE = 8192  # pixels, of what a network sees
+_MAX_SIDE = 8192  # pixels, of the images that a network gets
 
 
 @contextmanager
