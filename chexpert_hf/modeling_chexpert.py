@@ -367,7 +367,7 @@ def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
 def _along_hierarchy(paths: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return 1 - sigmoid(logit), log(p) and 1 - p, each `(batch, num_labels)`; p is the unconditional probability.
 
-    1 - p is summed along the path to the root: 1 - sigmoid(z_i) times the unconditional probability of i's parent.
+    1 - p is summed along `paths` (of `hierarchy_paths`): 1 - sigmoid(z_i) times the unconditional p of i's parent.
     Subtracting p from 1 would give 0 for high logits, in bf16 from 6 on, and other runtimes' sigmoid is 0 below -18.
     """
     given = logits.float().clamp(-_HIGHEST_LOGIT, _HIGHEST_LOGIT)

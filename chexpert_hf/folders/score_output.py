@@ -93,7 +93,7 @@ class ScoreOutput:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Context manager: keep other runs from writing the output; InputError if one does.
+        """Context manager: keep other runs from writing the output; InputError if another run is writing it.
 
         With OVERWRITE, the output and the files beside it are deleted first.
         """

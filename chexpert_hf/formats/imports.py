@@ -107,7 +107,7 @@ def _with_new_head(
 
 
 def from_torchvision(network: str, labels: Labels) -> ForeignModel:
-    """Return torchvision's network with its ImageNet weights, downloaded if needed, and a new head for `labels`."""
+    """Return torchvision's `network`, e.g. "resnet50", with ImageNet weights, and a new head for `labels`."""
     weights = str(get_model_weights(network).DEFAULT)
     origin = origin_of("imagenet", "torchvision", network=network, weights=weights)
     return _with_new_head(recognise(imagenet_state_dict(network)), _square(), labels, origin)

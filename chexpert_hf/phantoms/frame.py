@@ -70,7 +70,7 @@ class _Frame:
         self.bend, self.slope = (patient.scoliosis, self.tilt) if self.is_frontal else (0.0, 0.0)
 
     def _lay_out(self, half: float, height: float, top: float, origin: float, unit: float) -> None:
-        """Set, in pixels: half breadth of thorax, lung height, row of `v` = 0, column of `u` = 0, length of `u` = 1."""
+        """Set, in pixels: thorax breadth / 2, lung height, row where v is 0, column where u is 0, length of u = 1."""
         self.half, self.height, self.top, self.origin, self.unit = half, height, top, origin, unit
         self.v: Floats = ((np.arange(self.shape[0]) - self.top) / self.height).astype(np.float32)
         self.x = np.arange(self.shape[1], dtype=np.float32)[None, :]

@@ -41,11 +41,11 @@ class Terms:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportedFrom(Terms):
-    """Where a model that others trained comes from, and its terms.
+    """The origin of a model that others trained, and its terms.
 
     Attributes:
-        source: Which weights; like `data` and `conversion` a phrase without a full stop.
-        data: Their training data.
+        source: The weights; like `data` and `conversion` a phrase without a full stop.
+        data: The training data.
         conversion: The changes made by the import.
         labels: Who set the training labels, such as "text-mined labels".
     """
