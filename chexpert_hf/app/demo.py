@@ -56,7 +56,7 @@ def build_demo(
 def appearance(*, reloads: bool = False) -> dict[str, Any]:
     """Return Gradio's options for the appearance of the page.
 
-    With `reloads`, the page reloads once another server answers at its address.
+    With `reloads`, an open page reloads itself as soon as a new server answers at the same address.
     """
     head = f"<script>{asset('reload.js')}</script>" if reloads else None
     return {
