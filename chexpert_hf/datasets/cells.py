@@ -96,7 +96,7 @@ def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
         )
         table = pa_csv.read_csv(file, serial, parsing, conversion)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file.name} cannot be read as CSV: {why_unreadable(error)}") from None
+        raise DatasetError(f"{file.name} cannot be read as CSV: {_why_unreadable(error)}") from None
     names = [name.strip() for name in header if name in wanted]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise DatasetError(f"{file.name} has the column {repeated!r} more than once; expected it once.")
@@ -125,7 +125,7 @@ def _refuse_open_cells(file: Path, encoding: str, delimiter: str) -> None:
             )
 
 
-def why_unreadable(error: Exception) -> str:
+def _why_unreadable(error: Exception) -> str:
     """Return in one line why a CSV file cannot be read; if it is not in UTF-8, how to convert it."""
     text = first_line(error)
     # from Python's decoder, pyarrow's for cells, and its message that a column of the header decoded here is not there
