@@ -86,7 +86,7 @@ class Metrics(BaseModel):
     data: str = Field(validation_alias=AliasPath("data", "name"))
     num_training_images: int | None = Field(None, validation_alias=AliasPath("data", "train", "images"))
     split: str
-    described: dict[str, Any] = Field({}, validation_alias=AliasPath("data", "valid"))  # from `describe_data`
+    split_facts: dict[str, Any] = Field({}, validation_alias=AliasPath("data", "valid"))  # from `describe_data`
     num_studies: int
     mean_auroc: float | None
     mean_over: tuple[str, ...]  # the observations in the mean AUROC
@@ -97,7 +97,7 @@ class Metrics(BaseModel):
     @property
     def reference_standard(self) -> str:
         """The source of the labels, and the data set, such as "text-mined labels (NIH)"."""
-        patients, stated = self.described.get("patients", 0), self.described.get("labels_by", ())
+        patients, stated = self.split_facts.get("patients", 0), self.split_facts.get("labels_by", ())
         return f"{labels_name(self.data, self.split, patients, stated)} ({self.data})"
 
     def of(self, observation: str) -> ObservationMetrics | None:
