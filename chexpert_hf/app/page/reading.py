@@ -114,7 +114,7 @@ class Study:
         ]
 
     def missing(self, names: Sequence[str] = ()) -> list[str]:
-        """Return a sentence for each view without scores: number, file and reason; `names` are all views' files."""
+        """Return a sentence per view without scores: number, reason, and file if `names` are given (one per view)."""
         files = {number: f" ({name})" for number, name in enumerate(names, start=1)}
         return [f"View {number}{files.get(number, '')} has no scores: {why}" for number, why in self.failures.items()]
 
