@@ -36,8 +36,8 @@ class Reading:
     jpeg: bytes  # the radiograph as it is shown, encoded from its gray levels: nothing else of the file is in it
     prediction: Prediction
 
-    def image(self, size: int = DISPLAY_SIZE) -> Image.Image:
-        """Return the radiograph as it is shown, or of at most `size` pixels a side."""
+    def image(self, size: int) -> Image.Image:
+        """Return the radiograph as it is shown, but of at most `size` pixels a side."""
         image = Image.open(io.BytesIO(self.jpeg), formats=("JPEG",))
         image.thumbnail((size, size))
         return image
