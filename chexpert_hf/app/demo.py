@@ -73,5 +73,6 @@ def launch(
 
     `reloads` is as in `appearance`; `options` are those of `server.launch.serving`.
     """
-    build, facts = partial(build_demo, classifier, examples), facts_of(classifier)
-    server.launch(partial(build, facts), classifier, facts=facts, **appearance(reloads=reloads), **options)
+    facts = facts_of(classifier)
+    build = partial(build_demo, classifier, examples, facts)
+    server.launch(build, classifier, facts=facts, **appearance(reloads=reloads), **options)
