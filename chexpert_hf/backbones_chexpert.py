@@ -250,12 +250,11 @@ class TimmBackbone(Backbone):
                 f"The backbone {config.backbone} has values that weights do not hold, such as {odd[0]}."
             )
         super().__init__({"network": network}, {}, shape[1])
-        self.has_stages = hasattr(network, "forward_intermediates")
 
     def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
         """Return the stages as in `Backbone`; only `LAST_STAGE` if the network has no `forward_intermediates`."""
         network: Any = self[0]
-        if not self.has_stages:
+        if not hasattr(network, "forward_intermediates"):
             return {LAST_STAGE: network(pixel_values)}
         features, maps = network.forward_intermediates(pixel_values)
         stages = {f"{self.block_title} {number}": each for number, each in enumerate(maps, start=1)}
