@@ -65,10 +65,10 @@ def __dir__() -> list[str]:
 
 
 def _register_with_transformers() -> None:
-    """Register the installed classes with the Auto classes and pipelines, which then load models without remote code.
+    """Register this package's classes with transformers' Auto classes, so that models load without remote code.
 
-    The classes' own files do not do this: they are also loaded as remote code, where registering would make the code of
-    one model folder serve all others.
+    The files that define the classes do not register them: a model folder has copies of these files, and loading one
+    model's copies as remote code would then replace the code of all other models.
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 

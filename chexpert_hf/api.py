@@ -62,7 +62,7 @@ def evaluate(
 
     Args:
         model: A model folder, repository id, "nih", or a `CheXpertClassifier`.
-        data: A folder that `load_dataset` reads, or a split that it returned, with the labels of the model's
+        data: A folder that `load_dataset` reads, or a split from `load_dataset` that has the labels of the model's
             observations.
         split: The split to load from a folder, "valid" if None. If `data` is a split, a name for it in the report.
         output: Folder for the full report with intervals, calibration and subgroups, created if needed; no report if
@@ -108,18 +108,18 @@ def calibrate(
     """Calibrate a model on a split and write it to a new model folder.
 
     Args:
-        model: A model folder, but not an ensemble's, or "nih".
+        model: The folder of a single model, or "nih".
         data: As in `evaluate`.
         output: The new folder.
         split: As in `evaluate`; recorded in the model's config.
         method: "platt" fits slope and intercept for each observation's logit, "temperature" one factor for all logits.
-        operating_points: How to choose new operating points: "youden", "sensitivity=.9" or "ppv=.5". If None, those
-            chosen earlier (not the default of .5) are converted, so that the same images stay positive.
+        operating_points: How to choose new operating points: "youden", "sensitivity=.9" or "ppv=.5". If None, the
+            present ones are converted so that the same images stay positive, except the default of .5, which stays.
         prevalences: Observation -> prevalence where the model will be used, if it differs from this split's; for
             "platt" only.
         are_other_people: Whether equal patient ids in the split and the training data name different people; if False,
             equal ids raise InputError.
-        data_name: Name of the data, for the record; the folder's if None.
+        data_name: Name of the data in the model's config; the folder's name if None.
         progress: Called after each batch with its number of images.
 
     Raises:
@@ -189,7 +189,7 @@ def save_model_folder(
 ) -> None:
     """Write a model that was trained elsewhere as a complete model folder: with card, reference scores and checksums.
 
-    What its config records of an earlier model, from which the training started, is dropped with a warning.
+    Records of an earlier model in the config, such as its calibration, are dropped with a warning, see `keep_records`.
 
     Args:
         folder: The folder, created if it does not exist; files in it are overwritten, and an earlier model's
@@ -199,8 +199,8 @@ def save_model_folder(
         data: The training data, as a phrase for the card.
         licence: Sentences on the use of the weights.
         source: Where the weights come from, as a phrase for the card.
-        keep_records: Whether the calibration, operating points and evaluation of maps in the config are of these very
-            weights; if False, they are reset, also in `model`.
+        keep_records: Whether the config's calibration, operating points and evaluation of maps were made with these
+            weights and are kept; if False, they are reset, also in `model`.
 
     Raises:
         InputError: If the model is not in float32, or has a LoRA adapter that is not merged.

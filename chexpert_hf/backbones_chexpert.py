@@ -46,7 +46,7 @@ class Backbone(nn.Sequential):
     _gradient_checkpointing_func: Callable[..., Tensor]  # set by transformers
 
     def __init__(self, layers: Mapping[str, nn.Module], titles: Mapping[str, str], num_features: int) -> None:
-        """Take `layers`, name -> layer, in order; `titles` is name of a stage's last layer -> title of the stage."""
+        """Chain `layers` (name -> layer) in their order; `titles` is name of a stage's last layer -> stage title."""
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
@@ -92,9 +92,9 @@ class Backbone(nn.Sequential):
         return features
 
     def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
-        """Initialise a module for which a loaded file has no weights; new networks are initialised by their library.
+        """Initialise a module whose weights a loaded file lacks; do nothing if its library has initialised it.
 
-        `common` is transformers' initialisation of common types of layers.
+        `common` is transformers' function that initialises common types of layers.
         """
         if self.is_initialised:
             return
@@ -155,11 +155,9 @@ class DenseNetBackbone(Backbone):
             common(module)
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Backbone`."""
         return _below("features.", state_dict)
 
     def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
-        """See `Backbone`."""
         layers = [layer for layer in self.modules() if isinstance(layer, (nn.BatchNorm2d, nn.Conv2d))]
         pairs = pairwise(layers)
         return [(a, b) for a, b in pairs if isinstance(a, nn.BatchNorm2d) and isinstance(b, nn.Conv2d)]
@@ -177,7 +175,7 @@ class ResNetBackbone(Backbone):
         super().__init__(layers, titles, network.fc.in_features)
 
     def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
-        """See `Backbone`; a block's third BatchNorm has no pair, since the shortcut is added before the ReLU."""
+        # A block's third BatchNorm has no pair: the shortcut is added before the ReLU.
         blocks: list[Any] = [block for block in self.modules() if isinstance(block, Bottleneck)]
         return [pair for block in blocks for pair in ((block.bn1, block.conv2), (block.bn2, block.conv3))]
 
@@ -190,7 +188,7 @@ class PooledLayerNorm(nn.LayerNorm):
     """
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Return maps of the same shape."""
+        """Normalise maps `(batch, channels, h, w)`."""
         pooled = maps.mean(dim=(2, 3), keepdim=True)  # (batch, channels, 1, 1)
         deviation = (pooled.var(dim=1, correction=0, keepdim=True) + self.eps).sqrt()
         scaled = (maps - maps.mean(dim=1, keepdim=True)) / deviation
@@ -214,7 +212,6 @@ class ConvNeXtBackbone(Backbone):
         super().__init__(layers, titles, last.in_features)
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Backbone`."""
         norm = {f"norm.{name}": tensor for name, tensor in _below("classifier.0.", state_dict).items()}
         return {**_below("features.", state_dict), **norm}
 
@@ -222,17 +219,17 @@ class ConvNeXtBackbone(Backbone):
 class TimmBackbone(Backbone):
     """A network of timm whose last feature maps are `(batch, channels, h, w)`.
 
-    If it has layers between pooling and classifier, they are applied to each cell of the maps, before pooling.
+    Layers that the network has between pooling and classifier are applied to each cell of the maps, before pooling.
     """
 
-    # timm's checkpointing updates the statistics of BatchNorm twice; its BatchNorms hold activations, which PyTorch's
-    # conversion to SyncBatchNorm drops.
+    # timm's checkpointing updates the statistics of BatchNorm twice. timm's BatchNorm layers contain the activation,
+    # which PyTorch's conversion to SyncBatchNorm would drop.
     supports_gradient_checkpointing = supports_sync_batch_norm = False
 
     def __init__(self, config: CheXpertConfig) -> None:
         """Take timm's name and the number of channels from the config; BackboneError if timm cannot build it."""
         try:
-            import timm  # in a try block: transformers demands all other imports from everybody who loads a model
+            import timm  # in a try block, without which transformers refuses to load any model unless timm is installed
         except ImportError as error:
             raise BackboneError(f"The backbone {config.backbone} needs timm; pip install timm.") from error
         try:
@@ -253,26 +250,24 @@ class TimmBackbone(Backbone):
                 f"The backbone {config.backbone} has values that weights do not hold, such as {odd[0]}."
             )
         super().__init__({"network": network}, {}, shape[1])
-        self.has_stages = hasattr(network, "forward_intermediates")
 
     def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """See `Backbone`; networks that do not give intermediate maps have only the last ones."""
+        """Return the stages as in `Backbone`; only `LAST_STAGE` if the network has no `forward_intermediates`."""
         network: Any = self[0]
-        if not self.has_stages:
+        if not hasattr(network, "forward_intermediates"):
             return {LAST_STAGE: network(pixel_values)}
         features, maps = network.forward_intermediates(pixel_values)
         stages = {f"{self.block_title} {number}": each for number, each in enumerate(maps, start=1)}
         return {**stages, LAST_STAGE: network.forward_head(features)}
 
     def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
-        """See `Backbone`; also recreate buffers that are not saved."""
+        """Initialise a module as in `Backbone`, and recreate its buffers that are not saved."""
         super().initialise(module, common)
         remake: Any = getattr(module, "init_non_persistent_buffers", None)
         if remake is not None:
             remake()
 
     def published_weights(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """See `Backbone`."""
         return {f"network.{name}": tensor for name, tensor in state_dict.items()}
 
 
@@ -287,13 +282,13 @@ def build_backbone(config: CheXpertConfig) -> Backbone:
     """Build the backbone that a config names, with random weights from torch's global generator.
 
     Raises:
-        BackboneError: If timm is not installed, or cannot build it.
+        BackboneError: If the backbone is one of timm, and timm is not installed or cannot build it.
     """
     return _FAMILIES.get(config.backbone, TimmBackbone)(config)
 
 
 def _with_channels(convolution: Any, num_channels: int) -> nn.Conv2d:
-    """Return the convolution if it has `num_channels` inputs, else a new one with otherwise equal settings."""
+    """Return the convolution if it has `num_channels` inputs, else a new one with the same settings otherwise."""
     if convolution.in_channels == num_channels:
         return convolution
     same = {name: getattr(convolution, name) for name in ("out_channels", "kernel_size", "stride", "padding")}
@@ -303,8 +298,8 @@ def _with_channels(convolution: Any, num_channels: int) -> nn.Conv2d:
 def _pooled_first(transition: Any) -> nn.Sequential:
     """Return a DenseNet transition that pools before its 1 x 1 convolution, not after it.
 
-    Both are linear, pooling acts on cells and the convolution on channels only: the result is the same, with a quarter
-    of the arithmetic.
+    Average pooling and the convolution are both linear; one combines cells, the other channels. So the result is the
+    same, with a quarter of the arithmetic.
     """
     return nn.Sequential(OrderedDict((name, getattr(transition, name)) for name in ("norm", "relu", "pool", "conv")))
 
@@ -315,7 +310,7 @@ def _below(prefix: str, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _output_shape(network: nn.Module, shape: tuple[int, ...]) -> torch.Size:
-    """Return the shape of a network's output in evaluation mode for an input of this shape, without computing it."""
+    """Return the shape of a network's output for an input of `shape`, without computing the output."""
     probe = copy.deepcopy(network).to("meta").eval()
     return probe(torch.empty(shape, device="meta", dtype=next(probe.parameters()).dtype)).shape
 

@@ -63,21 +63,21 @@ class CheXpertConfig(PreTrainedConfig):
             linear head.
         head_dropout: Dropout between the hidden layer of the head and its last layer.
         output_saliency: Whether `forward` returns maps by default.
-        uncertainty_policies: Observation -> value of `labels.UncertaintyPolicy`, which the loss applies to uncertain
-            labels; U-Ignore for others. An observation under U-MultiClass has three outputs in the head.
-        policies_source: Who chose the policies or how, for the record.
-        blank_labels: Whether a blank (NaN) label counts as `"negative"`, or as `"unknown"`, without a loss.
+        uncertainty_policies: Observation -> how the loss treats its uncertain labels, a value of
+            `labels.UncertaintyPolicy`; U-Ignore if missing. U-MultiClass has three outputs per observation in the head.
+        policies_source: Who chose the policies or how, as a phrase, or None if that is not recorded.
+        blank_labels: "negative" to train on blank (NaN) labels as negatives, "unknown" to leave them out of the loss.
         label_set: Headline, hierarchy and definitions of the observations, from `LabelSet.to_dict`; CheXpert's if None.
-        label_parents: Child -> parent, if the head's outputs are probabilities given that the parent is positive; the
-            model then returns logits of the unconditional probabilities, the products along the path to the root.
+        label_parents: Child -> parent, if the head gives the probability of a child on condition that its parent is
+            positive. The model returns logits of unconditional probabilities: products along the path to the root.
         operating_points: Observation -> lowest probability at which it is called positive; .5 for others.
-        operating_points_source: Method and data by which the operating points were chosen, for the record, or None.
-        calibration: Method and data by which the head was calibrated, for the record, or None. Its `slopes` and
+        operating_points_source: A record of the method and data by which the operating points were chosen, or None.
+        calibration: A record of the method and data by which the head was calibrated, or None. Its `slopes` and
             `intercepts` are already in the weights and must not be applied again.
-        map_evaluation: How well maps point at annotated findings: the fraction of findings whose region contains the
-            map's maximum (`hit_rate`), and the same for the best point that is fixed for all images
-            (`constant_point`); the number of findings (`n`), and who marked them (`reference`, a noun phrase). If
-            measured on other findings, too, `further` is a list of such dictionaries. None if not measured.
+        map_evaluation: How well maps point at annotated findings, None if not measured. `hit_rate` is the fraction of
+            findings whose region contains the map's maximum, `constant_point` the hit rate of the best point that is
+            the same in all images, `n` the number of findings, and `reference` who marked them, a noun phrase.
+            `further` is a list of such dictionaries for other sets of findings, if there are any.
         model_name: Name of the model, or None.
         warnings: Sentences that are shown with the model's name, such as that it is not a clinical model.
 
@@ -173,7 +173,7 @@ class CheXpertConfig(PreTrainedConfig):
         self._fill_in()
 
     def _fill_in(self) -> None:
-        """Give every observation an index, a policy (U-Ignore) and an operating point, unless it has them."""
+        """Give every observation an index, and U-Ignore as its policy and .5 as its operating point if it has none."""
         self.label2id = {name: index for index, name in enumerate(self.observations)}
         chosen = self.uncertainty_policies or {}
         default = UncertaintyPolicy.U_IGNORE.value
@@ -208,7 +208,7 @@ class CheXpertConfig(PreTrainedConfig):
         return {name: value for name, value in values.items() if name not in unused}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return the fields to be saved: as in transformers, which leaves out two labels without names, and labels."""
+        """Return the fields to save: those of transformers, and the labels, even if they are LABEL_0 and LABEL_1."""
         labels = {"id2label": self.id2label, "label2id": self.label2id}
         return {**super().to_diff_dict(), **labels}
 
@@ -234,7 +234,7 @@ class CheXpertConfig(PreTrainedConfig):
         return NETWORKS.get(self.network, "DenseNet")
 
     def _differs(self, name: str) -> bool:
-        """Return whether a field has another value than by default."""
+        """Return whether a field differs from its default value."""
         value = getattr(self, name)
         return bool((tuple(value) if isinstance(value, list) else value) != getattr(CheXpertConfig, name))
 
@@ -250,7 +250,7 @@ class CheXpertConfig(PreTrainedConfig):
 
     @property
     def head_outputs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """The observations, and those of them with three outputs: models that differ in this cannot share a head."""
+        """All observations, and those with three outputs (U-MultiClass): a head fits only models with the same ones."""
         return self.observations, self.multiclass_observations
 
     def validate_architecture(self) -> None:
@@ -344,7 +344,7 @@ def fields_of(network: str) -> dict[str, Any]:
 
 
 def _labels_asked_for(kwargs: dict[str, Any], num_stored: int) -> dict[Any, str] | None:
-    """Pop `num_labels`, `id2label` and `label2id`; return index -> label, or None if the stored labels stay."""
+    """Pop the arguments on labels from `kwargs`; return index -> label, or None to keep the `num_stored` labels."""
     num_labels, id2label, label2id = (kwargs.pop(name, None) for name in ("num_labels", "id2label", "label2id"))
     indices = None if label2id is None else {int(index): name for name, index in label2id.items()}
     if id2label is not None and indices not in (None, {int(index): name for index, name in id2label.items()}):

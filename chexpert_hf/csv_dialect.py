@@ -7,19 +7,22 @@ _HEAD_BYTES = 16_384  # the header line of a table, in any encoding
 
 
 def encoding_of(head: bytes) -> str:
-    """Return the encoding of a text file, given its first bytes: UTF-8, or UTF-16 with or without a byte order mark."""
+    """Return the encoding of a text file from its first bytes: "utf-8", "utf-8-sig" or a kind of UTF-16."""
     if head.startswith(codecs.BOM_UTF8):
         return "utf-8-sig"
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    # A header of CheXpert's tables is ASCII, of which every second byte is zero in UTF-16.
+    # Without a byte order mark: a header is ASCII, where every second byte is zero in UTF-16.
     if head[1:2] == b"\0" and head[:1] != b"\0":
         return "utf-16-le"
     return "utf-16-be" if head[:1] == b"\0" and head[1:2] not in (b"", b"\0") else "utf-8"
 
 
 def dialect_of(file: Path) -> tuple[str, str]:
-    """Return encoding and delimiter (`,`, `;` or tab: the header's most frequent) of a CSV file, possibly gzipped."""
+    """Return encoding and delimiter of a CSV file, which may be gzipped.
+
+    The delimiter is whichever of `,`, `;` and tab is the most frequent in the header.
+    """
     import pyarrow as pa  # not for scoring, which needs `encoding_of` alone
 
     with pa.input_stream(str(file)) as stream:

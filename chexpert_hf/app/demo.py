@@ -56,7 +56,7 @@ def build_demo(
 def appearance(*, reloads: bool = False) -> dict[str, Any]:
     """Return Gradio's options for the appearance of the page.
 
-    With `reloads`, the page reloads once another server answers at its address.
+    With `reloads`, an open page reloads itself as soon as a new server answers at the same address.
     """
     head = f"<script>{asset('reload.js')}</script>" if reloads else None
     return {
@@ -73,5 +73,6 @@ def launch(
 
     `reloads` is as in `appearance`; `options` are those of `server.launch.serving`.
     """
-    build, facts = partial(build_demo, classifier, examples), facts_of(classifier)
-    server.launch(partial(build, facts), classifier, facts=facts, **appearance(reloads=reloads), **options)
+    facts = facts_of(classifier)
+    build = partial(build_demo, classifier, examples, facts)
+    server.launch(build, classifier, facts=facts, **appearance(reloads=reloads), **options)

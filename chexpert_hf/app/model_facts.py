@@ -21,7 +21,7 @@ from chexpert_hf.scoring.classifier import CheXpertClassifier
 NO_METRICS = "No metrics come with this model."
 
 FEW_STUDIES = 5
-"""With fewer studies than this, positive or negative ones, an AUROC means little."""
+"""With fewer positive or fewer negative studies than this, an AUROC means little."""
 
 _SHOWN_DIGITS = 12
 _METADATA = re.compile(r"---\n.*?\n---\n+", re.DOTALL)
@@ -57,7 +57,7 @@ class Calls(BaseModel):
 
 
 class ObservationMetrics(BaseModel):
-    """The metrics of one observation: AUROC, its 95 % interval, numbers of studies with and without it, and calls."""
+    """The metrics of one observation: AUROC with its 95 % interval, numbers of studies, right and wrong calls."""
 
     observation: str
     num_positive: int
@@ -81,19 +81,15 @@ class ObservationMetrics(BaseModel):
 
 
 class Metrics(BaseModel):
-    """The metrics of a model on one split, read from its folder's `evaluation.json`, which training writes.
-
-    `described` describes the split, `mean_over` are the observations in the mean AUROC, and `was_chosen_on_it` is
-    whether the checkpoint was chosen on this split.
-    """
+    """The metrics of a model on one split, read from its folder's `evaluation.json`, which training writes."""
 
     data: str = Field(validation_alias=AliasPath("data", "name"))
     num_training_images: int | None = Field(None, validation_alias=AliasPath("data", "train", "images"))
     split: str
-    described: dict[str, Any] = Field({}, validation_alias=AliasPath("data", "valid"))  # from `describe_data`
+    split_facts: dict[str, Any] = Field({}, validation_alias=AliasPath("data", "valid"))  # from `describe_data`
     num_studies: int
     mean_auroc: float | None
-    mean_over: tuple[str, ...]  # observations
+    mean_over: tuple[str, ...]  # the observations in the mean AUROC
     observations: tuple[ObservationMetrics, ...]
     intervals: str = "95 %, from the numbers of studies"
     was_chosen_on_it: bool = True  # whether the checkpoint was chosen on this split
@@ -101,7 +97,7 @@ class Metrics(BaseModel):
     @property
     def reference_standard(self) -> str:
         """The source of the labels, and the data set, such as "text-mined labels (NIH)"."""
-        patients, stated = self.described.get("patients", 0), self.described.get("labels_by", ())
+        patients, stated = self.split_facts.get("patients", 0), self.split_facts.get("labels_by", ())
         return f"{labels_name(self.data, self.split, patients, stated)} ({self.data})"
 
     def of(self, observation: str) -> ObservationMetrics | None:
@@ -144,10 +140,7 @@ class ModelFacts:
         )
 
     def right_calls(self, above: Sequence[str]) -> tuple[str, ...]:
-        """Return one sentence on how many calls of the findings `above` were right when tested; () if unknown.
-
-        That share is the positive predictive value.
-        """
+        """Return a sentence with the positive predictive value of the findings `above` when tested; () if unknown."""
         figures = [self.metrics.of(name) for name in above] if self.metrics else []
         shares = {
             each.observation: 100 * each.calls.true_positives / each.calls.positives
@@ -201,7 +194,7 @@ def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
 
 
 def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
-    """Read the facts from the folder that a model was loaded from; a repository's folder is in the Hub's cache."""
+    """Read the facts from the folder of a loaded model; that of a repository is in the Hub's cache."""
     models = [member.model for member in classifier.members]
     paths = [str(model.name_or_path or "") for model in models]
     (model, *others), size = models, classifier.processor.size

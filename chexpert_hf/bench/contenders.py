@@ -30,7 +30,7 @@ _DISTINCT = 32  # phantoms that are drawn; further files repeat them
 
 
 class RuntimeContender(Contender):
-    """A model folder opened in one runtime and precision; if `saliency`, it also computes maps of all observations."""
+    """A model folder opened in one runtime and precision; with `saliency`, it also computes the maps."""
 
     def __init__(self, model: str, runtime: str, precision: str, batch_size: int, saliency: bool) -> None:
         self.batch_size, self.saliency = batch_size, saliency
@@ -68,10 +68,10 @@ class RuntimeContender(Contender):
 
 
 def runtime_specs(model: Path, batch_size: int, saliency: bool) -> list[Spec]:
-    """Return a contender's spec for each compared pair of runtime (if installed) and precision, such as torch in bf16.
+    """Return the specs of a model in each installed runtime and each precision to measure, such as torch in bf16.
 
-    If `saliency`, each is followed by one that also computes maps. int8 takes part where the model folder has an
-    exported int8 graph.
+    With `saliency`, each spec is followed by one that also computes maps. int8 is measured only if the model folder has
+    an exported int8 graph.
     """
     has_openvino, has_onnx = find_spec("openvino") is not None, find_spec("onnxruntime") is not None
     openvino_graphs = [path.stem for path in (model / "openvino").glob("*.xml")]
@@ -121,7 +121,7 @@ def radiographs(folder: Path | None, limit: int, scratch: Path) -> list[str]:
     """Return paths of at most `limit` radiographs of a folder; if it is None, of phantoms written to `scratch`.
 
     The phantoms are JPEGs of 390 x 390 pixels; `scratch` is created. Raises InputError if the folder has no
-    radiographs.
+    radiographs outside of archives.
     """
     if folder is not None:
         files = [file for file in find_radiographs([folder]).files if not isinstance(file, ArchiveMember)]

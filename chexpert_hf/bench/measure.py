@@ -28,13 +28,13 @@ _UNITS_PER_MIB = 1024**2 if sys.platform == "darwin" else 1024  # bytes on macOS
 
 
 class Contender(ABC):
-    """One of the ways of scoring radiographs whose speed is compared; it scores `batch_size` images at a time."""
+    """A way of scoring radiographs whose speed is measured, such as one runtime; it scores `batch_size` at a time."""
 
     batch_size: int
 
     @abstractmethod
     def score(self, paths: Sequence[str]) -> NDArray[np.floating] | None:
-        """Read and score files; return probabilities `(num_files, num_labels)`, or None to leave them uncompared.
+        """Read and score files; return probabilities `(num_files, num_labels)`, or None if not comparable.
 
         The row of a file that cannot be read is NaN.
         """
@@ -54,7 +54,7 @@ class Contender(ABC):
 
 @dataclass(frozen=True)
 class Spec:
-    """How to create a contender."""
+    """The name and settings of a contender, and the function that creates it."""
 
     name: str
     make: Callable[[], Contender]  # called in the contender's own process, so it must be picklable
@@ -72,7 +72,7 @@ class Measurements:
     model_only: list[float] = field(default_factory=list)  # images per second through the network, in each round
     latencies: list[float] = field(default_factory=list)  # seconds of the network for one image, several in each round
     mebibytes: float | None = None  # peak memory of the process
-    difference: float | None = None  # largest, of a probability from that of `REFERENCE`; None if not comparable
+    difference: float | None = None  # largest, of a probability from `REFERENCE`'s; None if not comparable
     failure: str | None = None  # why there are no results
 
     @property
@@ -82,7 +82,7 @@ class Measurements:
 
 
 class _Process:
-    """A child process, which holds one contender in its `_loaded`; `measured` are the contender's results so far."""
+    """A child process with a contender in its global `_loaded`; `measured` collects the contender's results."""
 
     def __init__(self, spec: Spec, stack: ExitStack) -> None:
         self.spec, self.measured = spec, Measurements(spec.name, spec.saliency)
@@ -159,7 +159,7 @@ def run_benchmark(
         specs: The contenders.
         paths: Radiographs; in each round every contender scores all of them.
         rounds: Number of rounds; the order of the contenders is reversed each time.
-        say: Called with lines on the progress.
+        say: Called with each line on the progress.
     """
     with ExitStack() as stack:
         processes = []
@@ -187,7 +187,7 @@ def run_benchmark(
 def as_table(results: Sequence[Measurements], baseline: str = REFERENCE) -> str:
     """Return a text table of the contenders: medians and ranges over the rounds, and speed relative to `baseline`."""
     base = next((item.end_to_end for item in results if item.name == baseline and item.end_to_end), None)
-    from chexpert_hf.evaluation.tables import aligned  # not by the measured processes
+    from chexpert_hf.evaluation.tables import aligned  # here: the measured processes do not need it
 
     header = ["", "files to scores, images/s", "network alone, images/s", "one image p50, p95", "memory", "difference"]
     cells = [header[:2] + [f"x {baseline}"] * bool(base) + header[2:]]

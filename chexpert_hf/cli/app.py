@@ -119,10 +119,10 @@ def load_reference(
     name: str | None,
     against: Sequence[str] | None = None,
 ) -> "Reference | None":
-    """Load the second source of labels for these images, the file of `--reference`; None if there is no file.
+    """Load a second reference standard for the images from the file of `--reference`; return None without a file.
 
-    Raise InputError if there is no file, but `mapping`, `name` or `against`: the options `--reference-map`,
-    `--reference-name` and `--reference-against`.
+    `mapping`, `name` and `against` are `--reference-map`, `--reference-name` and `--reference-against`; any of them
+    without a file raises InputError.
     """
     if file is not None:
         from chexpert_hf.datasets.reference import read_reference

@@ -157,7 +157,7 @@ def _results(
     second: Mapping[str, Any] | None,
     aggregation: str,
 ) -> tuple[dict[str, Any], str]:
-    """Evaluate each model; return (values for JSON, tables); `second` are metrics on --reference, to show as well."""
+    """Evaluate each model; return (values for JSON, tables), both with `second`, the metrics on --reference, if any."""
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import as_table, reference_table
     from chexpert_hf.evaluation.report.reporting import evaluate_predictions, shared_observations
@@ -238,7 +238,7 @@ def gate(
         raise ModelFolderError(
             f"--model is {model}; expected your own model folder, since {GATE_FILE} is written into it."
         )
-    folder = Path(ensemble_members(folder)[0])  # whose gate is the ensemble's
+    folder = Path(ensemble_members(folder)[0])  # an ensemble uses the gate of its first member
     dataset = _split_of(folder, data, split, layout=layout, follow_links=follow_links, valid_fraction=valid_fraction)
     with progress_bar(min(len(dataset), MAX_IMAGES), "images") as bar:
         fitted = fit_folder_gate(folder, dataset, f"{data.resolve().name} ({split})", bar.update)

@@ -22,7 +22,7 @@ _FORMER = {
 
 
 class _Word(str):
-    """A word typed on the command line: its type tells it from a default value, and `is` from another equal word."""
+    """A word typed on the command line, not a default value; compared by `is`, since another word may be equal."""
 
 
 class Group(TyperGroup):

@@ -21,7 +21,7 @@ def model(text: str) -> Any:
 
 
 def existing_model(name: str) -> str:
-    """Return the folder of a model, also for `nih`, the bundled one; the id of a repository on the Hub stays as it is.
+    """Return the path of a model folder, also for "nih"; return the id of a repository on the Hub as it is.
 
     This is called before torch is imported, so that a wrong name is refused at once. Whether the repository exists is
     not checked.

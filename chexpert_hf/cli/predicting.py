@@ -166,11 +166,12 @@ def serve_page(classifier: "CheXpertClassifier", *, ready: Callable[[], None] = 
 
 
 def _shard(count: int | None, index: int | None, by_study: bool) -> tuple[tuple[int, int], str]:
-    """Return ((index, count) of this run's shard, suffix for its output), by the options or a launcher's environment.
+    """Return ((index, count) of this run's shard, suffix for the name of its output).
 
-    If a launcher (torchrun, accelerate) started several processes, the suffix is such as "-00001-of-00004", and each
-    process takes a GPU; else the suffix is empty. `count` and `index` are the options --num-shards and --shard. Raise
-    InputError for options that do not fit, such as `by_study` with several shards.
+    `count` and `index` are the options --num-shards and --shard. Without them, a launcher that started several
+    processes (torchrun, accelerate) sets both by its environment variables; each process then takes a GPU, and gets a
+    suffix such as "-00001-of-00004". Else the suffix is empty. Raise InputError for options that do not fit together,
+    such as `by_study` with several shards.
     """
     suffix = ""
     if count is None and index is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():

@@ -93,7 +93,7 @@ def _bundled_page() -> Iterator[str]:
             command, stdin=DEVNULL, stdout=PIPE, stderr=log, text=True, encoding="utf-8", start_new_session=True
         )
         try:
-            import chexpert_hf.quickstart  # noqa: F401  # takes as long as the page to start
+            import chexpert_hf.quickstart  # noqa: F401  # while the page starts, which takes as long
 
             line = page.stdout.readline() if page.stdout else ""
             if not line:

@@ -23,7 +23,7 @@ BLANKS = frozenset({"", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"})
 """Texts, in lower case, that pandas, R and Excel write into an empty cell."""
 
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
-"""Split -> the names that it has in files of other people."""
+"""Split -> the names that data sets have for it."""
 
 SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 
@@ -32,7 +32,7 @@ Parser: TypeAlias = tuple[Callable[[str], Any], str]
 
 _MAX_LISTED = 5
 _HEADER_BYTES = 65_536
-_BLOCK_BYTES = 1 << 24  # a row must fit in
+_BLOCK_BYTES = 1 << 24  # that pyarrow parses at once; the longest row must fit into one block
 
 
 class DatasetError(InputError):
@@ -46,12 +46,12 @@ def listed(items: Sequence[str]) -> str:
 
 
 def parse_number(text: str) -> float:
-    """Parse a number with a decimal point or a decimal comma; ValueError if it is none."""
+    """Parse a number with a decimal point or a decimal comma; raise ValueError for any other text."""
     return float(text.replace(",", "."))
 
 
 def parse_label(text: str) -> float:
-    """Parse a label: 1, 0 or -1; ValueError if it is none."""
+    """Parse a label: 1, 0 or -1; raise ValueError for any other text."""
     value = parse_number(text)
     if value not in (POSITIVE, NEGATIVE, UNCERTAIN):
         raise ValueError(text)
@@ -73,10 +73,10 @@ def _header(file: Path, encoding: str, delimiter: str) -> list[str]:
 
 
 def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Read columns of a CSV file: the one named `path` as strings, existing ones of `columns` as categories of strings.
+    """Read the column `path` and those of `columns` that a CSV file has, as text: strings and categories, respectively.
 
-    Blanks around column names are removed. The index is the row number in the file, the header being row 1; a quoted
-    cell, such as a report, may extend over several lines.
+    Blanks around column names are removed. The index is the number of the row in the file, where the header is row 1. A
+    quoted cell, such as a report, may extend over several lines.
 
     Raises:
         DatasetError: If the file cannot be read, has one of these columns twice, or a quoted cell that is not closed.
@@ -96,7 +96,7 @@ def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
         )
         table = pa_csv.read_csv(file, serial, parsing, conversion)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{file.name} cannot be read as CSV: {why_unreadable(error)}") from None
+        raise DatasetError(f"{file.name} cannot be read as CSV: {_why_unreadable(error)}") from None
     names = [name.strip() for name in header if name in wanted]
     if repeated := next((name for name in names if names.count(name) > 1), None):
         raise DatasetError(f"{file.name} has the column {repeated!r} more than once; expected it once.")
@@ -107,9 +107,9 @@ def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _refuse_open_cells(file: Path, encoding: str, delimiter: str) -> None:
-    """Raise DatasetError for a quoted cell that is never closed, or only by the opening mark of a later line's cell.
+    """Raise DatasetError if the quotation mark at the beginning of a cell is not closed at the end of the cell.
 
-    pyarrow reads the lines in between as the text of that cell, so their rows would be lost without a message.
+    pyarrow would read all lines up to the next mark as text of that cell, and lose their rows without a message.
     """
     with TextIOWrapper(pa.input_stream(str(file)), encoding, errors="replace", newline="") as lines:
         if not any(line.count('"') % 2 for line in lines):  # each cell is closed on its line
@@ -125,10 +125,10 @@ def _refuse_open_cells(file: Path, encoding: str, delimiter: str) -> None:
             )
 
 
-def why_unreadable(error: Exception) -> str:
-    """Return why a CSV file cannot be read, as one line: the first of the error's text, or what to do about Latin-1."""
+def _why_unreadable(error: Exception) -> str:
+    """Return in one line why a CSV file cannot be read; if it is not in UTF-8, how to convert it."""
     text = first_line(error)
-    # pandas, pyarrow's cells and pyarrow's header, which it compares with the one that was decoded here
+    # from Python's decoder, pyarrow's for cells, and its message that a column of the header decoded here is not there
     if isinstance(error, UnicodeDecodeError) or "UTF8" in text or "\N{REPLACEMENT CHARACTER}" in text:
         return "it is not in UTF-8; save it as 'CSV UTF-8', or convert it: iconv -f WINDOWS-1252 -t UTF-8."
     return text
@@ -150,9 +150,9 @@ def expect_columns(cells: pd.DataFrame, required: Sequence[str], observations: S
 
 
 def parse_cells(cells: pd.DataFrame, column: str, file: Path, parsers: Mapping[str, Parser]) -> NDArray[np.object_]:
-    """Parse a column of `read_cells` with the parser that `parsers` has for it, else as labels; one value per row.
+    """Return a column of `read_cells` parsed, one value per row: by its parser in `parsers`, or as labels if none.
 
-    Blank cells and missing columns become None, or NaN for labels. Raises DatasetError for the first wrong cell.
+    Blank cells and missing columns give None, or NaN for labels. Raises DatasetError for the first wrong cell.
     """
     parse, expected = parsers.get(column, (parse_label, "1, 0, -1"))
     blank = None if column in parsers else np.nan
@@ -183,8 +183,8 @@ def findings(
     Args:
         texts: A column of `read_cells`.
         names: The columns of the result.
-        split: Function that returns the findings in a non-blank cell's text, or None if it states nothing.
-        known: The findings that may be listed, others being a DatasetError; None allows any.
+        split: Function from the text of a non-blank cell to its findings, or to None if the text states nothing.
+        known: The findings that may be listed: any other raises DatasetError. None allows all.
         file: The table, named in errors.
     """
     columns = {name: column for column, name in enumerate(names)}
@@ -207,7 +207,7 @@ def findings(
 
 
 def refuse_cells(is_bad: pd.Series, texts: pd.Series, file: Path, expected: str) -> None:
-    """Raise DatasetError for the first cell of column `texts` where `is_bad` is true; `expected` says what is right."""
+    """Raise DatasetError for the first cell of `texts` for which `is_bad` is true; `expected` describes good cells."""
     if is_bad.any():
         row = texts.index[is_bad.to_numpy()][0]
         raise bad_cell(file, row, str(texts.name), texts[row], expected)

@@ -86,10 +86,10 @@ def write_files(splits: Mapping[str, Any], folder: Path) -> None:
     """Write each split as image files in `images/` and a CSV file: `train.csv`, `valid.csv` or `test.csv`.
 
     Args:
-        splits: A `datasets.DatasetDict` or `IterableDatasetDict` with a feature of images. Texts and numbers become one
-            column each. So does a feature of classes that is a fact such as the sex, or whose classes are the states of
-            one observation ("unlabeled", "uncertain", "absent", "present"). Any other feature of classes, or of lists
-            of classes, becomes a column of 1 and 0 per class. Other features are dropped.
+        splits: A `datasets.DatasetDict` or `IterableDatasetDict` with a feature of images. A feature of text or numbers
+            becomes a column. A `ClassLabel` becomes one column if it is a fact, such as the sex, or if its classes are
+            states of one observation ("unlabeled", "uncertain", "absent", "present"). Any other `ClassLabel`, or a list
+            of them, becomes a column of 1 and 0 for each class. Features of other kinds are dropped.
         folder: The existing folder to write to.
 
     Raises:
@@ -113,7 +113,7 @@ def _write_split(data: Any, image: str, folder: Path, name: str) -> None:
         table.writerow(["image", *(column for _, column, _ in parts)])
         for number, row in enumerate(data):
             content = (row[image] or {}).get("bytes")
-            if content is None:  # a path would be one of this machine
+            if content is None:  # only a path, which may be of any file on this machine
                 raise DatasetError(f"Row {number} of the split {name!r} has no image in it.")
             suffix = Path(row[image]["path"] or "").suffix.lower()
             path = f"images/{name}/{number:07}{suffix if suffix in IMAGE_SUFFIXES else '.png'}"

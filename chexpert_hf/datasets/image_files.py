@@ -1,8 +1,8 @@
 """Checks, before a run starts, that image files exist, are images and are complete.
 
-`datasets.Image` fails on the first bad file that it meets, hours into an epoch, and opens whatever a path leads to.
-Here, the first and last bytes of JPEG and PNG images are read: a truncated file lacks its end mark. Suspicious files
-are decoded, so that no good one is refused.
+`datasets.Image` fails on the first bad file that it meets, hours into an epoch, and opens files outside the data set,
+too. Here, the first and last bytes of JPEG and PNG images are read: a truncated file lacks its end mark. Suspicious
+files are decoded, so that no good one is refused.
 """
 
 import os
@@ -35,10 +35,10 @@ def find_bad_files(
 ) -> dict[str, str]:
     """Find the files that cannot be radiographs, among paths below a folder ("/" between parts, no "..").
 
-    A JPEG or PNG image with the right beginning and end passes undecoded, whatever is between them, and so does a DICOM
-    file, which has no end mark. Files of other formats are decoded. Links may lead out of the folder if `follow_links`
-    is set, as in snapshots of the Hub's cache, datalad and DVC. `say` is called with a line on how many good files are
-    reached through links, if any are.
+    JPEG and PNG files pass if their first and last bytes are right, DICOM files (which have no end mark) if the first
+    ones are. All other files are decoded. With `follow_links`, links may lead out of the folder, as they do in
+    snapshots of the Hub's cache, datalad and DVC. If good files are reached through links, `say` is called with a line
+    that counts them.
 
     Returns:
         Bad path -> fault, in the order of `paths`: "missing", "empty", "not a file", "outside the folder" (by a link),
@@ -69,7 +69,7 @@ def _fault(root: str, path: str, is_link: Callable[[str], bool], follow_links: b
     file, parts = os.path.join(root, path), path.split("/")
     try:
         status = os.lstat(file)
-        # To resolve each path would cost several times the rest; only through a link can one lead outside.
+        # Resolving each path would take several times as long as all else; only a link can lead outside.
         directories = ("/".join(parts[:depth]) for depth in range(1, len(parts)))
         if stat.S_ISLNK(status.st_mode) or any(map(is_link, directories)):
             if not follow_links and os.path.commonpath([root, os.path.realpath(file)]) != root:

@@ -99,8 +99,8 @@ def read_label_set(text: str) -> LabelSet:
         ) from None
 
 
-def refuse_duplicate_columns(observations: Sequence[str], calls: Sequence[str] = ()) -> None:
-    """Raise InputError if observations, or the columns of their calls, cannot be columns of a table of scores."""
+def refuse_duplicate_columns(observations: Sequence[str], calls: Sequence[str]) -> None:
+    """Raise InputError if columns of a table of scores would share a name; `calls` are such as "Edema positive"."""
     columns = [*SCORE_COLUMNS, *observations, *calls]
     if twice := next((name for name in columns if columns.count(name) > 1), None):
         raise InputError(

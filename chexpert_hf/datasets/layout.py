@@ -60,8 +60,8 @@ class Layout:
     """The file layout of a data set: the names of its files, and functions that read its splits.
 
     `read(folder, split, names)` returns a table like the function `rows`: one row per radiograph, in the order of the
-    files, with one float32 column per name: 1, 0, -1 (uncertain), NaN (not stated), or a share of readers. It raises
-    DatasetError where a file has something else than the layout defines.
+    files. It has a float32 column per name: 1, 0, -1 (uncertain), NaN (not stated), or the share of readers who say 1.
+    `read` raises DatasetError if a file is not as the layout defines.
     """
 
     name: str

@@ -30,7 +30,7 @@ from chexpert_hf.scoring.prediction import called_above, shown_first
 from chexpert_hf.scoring.saliency import overlay_of
 
 MAX_FILES = 1000  # radiographs in one list, those in archives included
-MAX_OVERLAYS_BYTES = 500_000_000  # size at which an archive of overlays is closed, and says so
+MAX_OVERLAYS_BYTES = 500_000_000  # an archive of overlays that has reached this size gets no more of them
 THUMBNAIL_SIZE = 80  # longest side in pixels: twice that in the list, for high-density screens
 BATCH_WORKERS = 2  # radiographs of one list that are read and scored at once
 
@@ -40,7 +40,7 @@ _MAX_STEM = 60
 
 @dataclass(frozen=True, eq=False)
 class ListedFile(FileResult):
-    """A radiograph in a visitor's list: its name there, such as "archive.zip/a.png", and its result once scored."""
+    """A radiograph in a visitor's list: the name shown, such as "archive.zip/a.png", and the result once scored."""
 
     name: str = ""
     thumbnail: bytes = b""  # a JPEG
@@ -54,7 +54,7 @@ class ListedFile(FileResult):
 
     @property
     def kinds(self) -> list[str]:
-        """The page's filters that show the row: some of "scored", "warned", "refused" (by the gate), "unreadable"."""
+        """The page's filters that show the row, among "scored", "warned", "refused" (by the gate) and "unreadable"."""
         refused = ["refused"] if self.is_no_radiograph else []
         if self.prediction is None:
             return refused or ["unreadable"]
@@ -74,7 +74,7 @@ def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Listed
     Skipped files are counted in `found`.
 
     Raises:
-        InputError: If there are more than `MAX_FILES`, or none.
+        InputError: If there are more than `MAX_FILES` radiographs, or none.
         RadiographError: If an upload has been deleted.
     """
     if not all(path.exists() for _, path in uploads):
@@ -174,7 +174,7 @@ def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
 
 
 def _add_overlays(archive: zipfile.ZipFile, number: str, item: ListedFile, prediction: Prediction) -> str | None:
-    """Add the overlays of row `number` to the archive; if its radiograph cannot be read any more, return the reason."""
+    """Add the overlays of row `number` to the archive; return None, or why the radiograph can no longer be read."""
     try:
         image = shown_image(bytes_of(item.path))
     except RadiographError as error:

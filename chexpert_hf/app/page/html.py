@@ -59,9 +59,10 @@ def render(template: str, **values: Any) -> Markup:
 
 
 def message_html(*reasons: str, note: str = "", is_of_file: bool = False, can_score: bool = False) -> Markup:
-    """Return a note, and an error message with the reasons, as HTML that screen readers announce; empty without either.
+    """Return a note, and an error message with the `reasons`, as HTML that screen readers announce.
 
-    The browser puts the name of the file before the error if `is_of_file`; `can_score` adds a button to score anyway.
+    With `is_of_file`, the browser puts the uploaded file's name before the error; `can_score` adds a button to score
+    the file anyway. Without a note and reasons, the result is empty.
     """
     return render("message.html", reasons=reasons, note=note, is_of_file=is_of_file, can_score=can_score)
 
@@ -69,7 +70,7 @@ def message_html(*reasons: str, note: str = "", is_of_file: bool = False, can_sc
 def delivery_html(content: bytes, name: str, media_type: str) -> Markup:
     """Return a link that holds a file; `assets/delivery.js` downloads it when the HTML changes.
 
-    An id that is new each time lets the same file be downloaded twice.
+    The link gets a new id each time, so that the HTML changes even if the same file is downloaded again.
     """
     link = Markup('<a data-id="{}" href="{}" download="{}"></a>')
     return link.format(uuid4().hex, data_url(content, media_type), name)

@@ -23,7 +23,7 @@ MAX_VIEWS = 12  # radiographs of one study; the viewer holds all of them
 
 _PROGRESS_SECONDS = 0.4  # between two reports of progress
 _TABLES = {"scores.csv": (csv_of, "text/csv"), "scores.parquet": (parquet_of, "application/vnd.apache.parquet")}
-_ROWS_AT_ONCE = 50  # sent to the browser, which draws them without a standstill
+_ROWS_AT_ONCE = 50  # rows in one answer; the browser can draw so many without freezing
 
 Rows = tuple[ListedFile, ...]
 
@@ -52,10 +52,10 @@ class ListState:
 
 
 class Listing:
-    """The Gradio components of the list, laid out; a click on a row opens it in a Panel.
+    """The Gradio components of the list, and their event handlers; a click on a row opens it in a Panel.
 
-    The session holds all radiographs from the start, in order, and their results as they come. The browser asks for the
-    rows that it has not got whenever it hears how many are scored, so that no answer holds the whole table.
+    The session holds all radiographs from the start, in order, and their results as they come. The server tells the
+    browser how many are scored, and the browser asks for the rows that it lacks: no answer holds the whole table.
     """
 
     def __init__(self, classifier: CheXpertClassifier) -> None:
@@ -70,9 +70,9 @@ class Listing:
         """The components that `replaced` changes."""
 
     def replaced(self, state: ListState, items: Rows = (), notes: Sequence[str] = ()) -> Updates:
-        """Replace the list in `state`, whose scoring ends, and return updates that show an empty table for `items`.
+        """Replace the list in `state` by `items`, and return updates that show a table without rows.
 
-        The browser then asks for their scores. Without items, the list's components are hidden.
+        The scoring of the previous list stops; the browser asks to score the items. Without items, the list is hidden.
         """
         state.replace(items)
         return {
@@ -96,16 +96,16 @@ class Listing:
                 state.rows = (*done, *items[len(done) :])
                 progress = self._show_progress(len(done), len(items), seconds, "Scored")
                 yield {self.state: state, self._table: gr.HTML(scored=len(done)), **progress}
-        finally:  # after an error, too, the list is of what was scored
+        finally:  # after an error, too, the list keeps only the rows that were scored
             if state.id == of:
                 state.rows = tuple(done)
-        # Gradio sends the last updates twice, the second time maybe after those of another list.
+        # Gradio sends the last updates twice; the second ones may come when another list is shown.
         yield {self.state: state}
 
     def _finished(self, state: ListState) -> Updates:
         """Return updates that show a summary in place of the progress and hide the Stop button.
 
-        They change nothing if `state` is being scored: it may hold a new list by now.
+        The updates change nothing if a row has no result yet: by now, `state` may hold a new list.
         """
         done = state.scored
         if len(done) < len(state.rows):
@@ -129,7 +129,7 @@ class Listing:
         table, status, classifier = self._table, self._status, self._classifier
 
         def send_rows(event: gr.EventData, state: ListState) -> Updates:
-            if event.id != state.id:  # of a list that the visitor has left
+            if event.id != state.id:  # the event is of a list that the visitor has left
                 return {table: gr.skip()}
             start = int(event.start)
             part = state.scored[start : start + _ROWS_AT_ONCE]
@@ -177,7 +177,7 @@ class Listing:
             return {panel.delivery: delivery_html(content, event.name, media_type)}
 
         state, shown = [self.state], [status, *panel.outputs]
-        # "multiple", since Gradio takes a cancelled or just answered event for one that runs and would ignore the next.
+        # "multiple": by default Gradio ignores events while one runs, also if that was just cancelled or answered.
         scoring = table.run(self._run, state, self.outputs, trigger_mode="multiple", **QUIET)
         scoring.then(self._finished, state, self.outputs, trigger_mode="multiple", **QUIET)
         table.more(send_rows, state, [table], trigger_mode="multiple", **QUIET)
@@ -214,7 +214,7 @@ class Listing:
 
 
 def _paced(parts: Iterable[Any], done: list[Any]) -> Iterator[float]:
-    """Append each part to `done`; after the first, and then every `_PROGRESS_SECONDS`, yield the seconds elapsed."""
+    """Append each part to `done`; yield the seconds elapsed, for the first part and then each `_PROGRESS_SECONDS`."""
     start, shown_at = time.monotonic(), 0.0
     for part in parts:
         done.append(part)

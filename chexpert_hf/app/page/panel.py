@@ -38,7 +38,7 @@ PLAIN: dict[str, Any] = {"apply_default_css": False}
 def bar_html(title: str = "", *, has_back: bool = False, place: tuple[int, int] | None = None) -> str:
     """Return the bar above results as HTML; without a title the browser fills in the name of the uploaded file.
 
-    With `has_back`, it leads back to a list; `place` is the (number, count) of a row that was opened there.
+    With `has_back`, the bar has a button back to the list; `place` is the (number, count) of the open row in the list.
     """
     return render("bar.html", id=uuid4().hex, title=title, has_back=has_back, place=place)
 
@@ -68,11 +68,11 @@ class Panel:
         self.outputs: list[Any] = [self._state, bar, message, self._result, self._activations]
         """The components that `show` and `cleared` change."""
         self.busy: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [bar], **PRIVATE}
-        """Options of the events that make a result. A spinner over the result would take a processor from the model."""
+        """Options of events that make a result; a spinner over it would take computing time from the model."""
         self._connect()
 
     def show(self, state: ResultState, *, is_gated: bool = True, chosen: str | None = None, note: str = "") -> Updates:
-        """Score files as views of one study; return updates that show the result, or the reasons for none.
+        """Score files as views of one study; return updates that show the result, or why there is none.
 
         With `is_gated`, the gate may refuse images. The viewer opens on the `chosen` observation; `note` is shown above
         the result.
@@ -90,9 +90,9 @@ class Panel:
         }
 
     def cleared(self, bar: str = "", message: str = "", state: ResultState | None = None) -> Updates:
-        """Return updates that remove the result and show `message`: earlier scores must not stand beside it.
+        """Return updates that remove the result and show `message`, so that no earlier scores stay beside it.
 
-        `bar` becomes the HTML of the bar, and `state` the session's state.
+        `message` and `bar` are HTML; `state` becomes the session's state.
         """
         return {
             self._state: state,

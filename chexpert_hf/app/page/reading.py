@@ -36,8 +36,8 @@ class Reading:
     jpeg: bytes  # the radiograph as it is shown, encoded from its gray levels: nothing else of the file is in it
     prediction: Prediction
 
-    def image(self, size: int = DISPLAY_SIZE) -> Image.Image:
-        """Return the radiograph as it is shown, or of at most `size` pixels a side."""
+    def image(self, size: int) -> Image.Image:
+        """Return the radiograph as it is shown, but of at most `size` pixels a side."""
         image = Image.open(io.BytesIO(self.jpeg), formats=("JPEG",))
         image.thumbnail((size, size))
         return image
@@ -93,7 +93,7 @@ class Study:
         return describe_calls(self.above, none, bool(none and self.positives[none]))
 
     def shown_first(self) -> list[str]:
-        """Return the observations in the order in which their maps are shown, as `prediction.shown_first` does."""
+        """Return the observations in the order of their maps: positive ones, then others (`prediction.shown_first`)."""
         return shown_first(self.probabilities, self.positives, self.none_of_these)
 
     @property
@@ -114,13 +114,13 @@ class Study:
         ]
 
     def missing(self, names: Sequence[str] = ()) -> list[str]:
-        """Return a sentence for each view without scores: number, file (`names` has those of all views), reason."""
+        """Return a sentence per view without scores: number, reason, and file if `names` are given (one per view)."""
         files = {number: f" ({name})" for number, name in enumerate(names, start=1)}
         return [f"View {number}{files.get(number, '')} has no scores: {why}" for number, why in self.failures.items()]
 
 
 def read(classifier: CheXpertClassifier, file: RadiographFile, size: int = DISPLAY_SIZE) -> Reading:
-    """Score an uploaded radiograph as `classifier.predict` does; `size` is that of its `jpeg`."""
+    """Score an uploaded radiograph as `classifier.predict` does; keep its image at up to `size` pixels a side."""
     source = decode(classifier, bytes_of(file))
     prediction = classifier.predict(source, saliency=True)
     return Reading(file, encode(shown_image(source, size)), replace(prediction, source=None))
@@ -134,7 +134,7 @@ def read_study(
     for number, file in enumerate(files, start=1):
         try:
             reading = read(classifier, file)
-        except InputError as error:  # it cannot be read, or the server is stopping
+        except InputError as error:  # the file cannot be read, or the server is stopping
             study.failures[number] = str(error)
             continue
         gate = reading.prediction.gate
@@ -147,7 +147,7 @@ def read_study(
 
 
 def decode(classifier: CheXpertClassifier, data: bytes) -> bytes | Radiograph:
-    """Return a JPEG's bytes, which gate and model decode at a smaller size, or the radiograph from another format."""
+    """Return a JPEG file's bytes as they are, since `predict` decodes them at reduced size; read other formats."""
     return data if data.startswith(_JPEG_MAGIC) else classifier.read(data)
 
 
@@ -161,7 +161,7 @@ def bytes_of(file: RadiographFile) -> bytes:
 
 
 def shown_image(source: bytes | Radiograph, size: int = DISPLAY_SIZE) -> Image.Image:
-    """Return a gray image (mode L) of at most `size` pixels a side, from a file's bytes or from `decode`."""
+    """Return a gray image (mode L) of at most `size` pixels a side, from a file's bytes or a read radiograph."""
     shown = read_radiograph(source, target_size=size) if isinstance(source, bytes) else source.image.copy()
     shown.thumbnail((size, size), Image.Resampling.LANCZOS)
     return shown

@@ -43,7 +43,7 @@ def result_html(
     colors = np.rint(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)  # (256, 3)
     names, numbers, chosen = list(study.probabilities), list(study.views), chosen or study.shown_first()[0]
     content = {
-        "id": uuid4().hex,  # so that the same file a second time is shown anew
+        "id": uuid4().hex,  # new each time, so that the browser draws the same file again
         "observations": names,
         "chosen": names.index(chosen),
         "viewOf": [numbers.index(number) for number in study.view_of().values()],
@@ -81,7 +81,7 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
     """Return a self-contained report of a study as HTML: one printed page with images, maps, scores and disclaimer.
 
     It is HTML, not PDF, to be searchable and readable aloud. It has no script, requests nothing, and holds no file
-    name. It shows `_MOST` maps: of the `chosen` observation, then as `study.shown_first` sorts them.
+    name. It shows at most `_MOST` maps: of the `chosen` observation first, then in the order of `study.shown_first`.
     """
     return render(
         "report.html",
@@ -100,7 +100,7 @@ def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Imag
         yield study.label(number), study.views[number].image(_REPORT_SIDE)
     names = dict.fromkeys([*filter(None, [chosen]), *study.shown_first()])
     views = {name: study.views[number] for name, number in study.view_of().items()}
-    shown = [name for name in names if not views[name].prediction.maps.is_empty(name)]  # that repeats the radiograph
+    shown = [name for name in names if not views[name].prediction.maps.is_empty(name)]  # an empty map shows nothing
     for name in shown[:_MOST]:
         image, place = views[name].image(_REPORT_SIDE), f", View {study.view_of()[name]}" if study.is_numbered else ""
         yield f"Map of {name}{place}", overlay(image, views[name].prediction.maps.at_size(image.size)[name])

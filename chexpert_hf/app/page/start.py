@@ -47,7 +47,7 @@ def drawing_of(observation: str, folder: Path) -> Path:
 
 
 def finds(classifier: CheXpertClassifier, observation: str, image: bytes) -> bool:
-    """Whether the gate accepts an image, the bytes of a file, and the model calls the observation positive in it."""
+    """Whether the gate accepts an image (a file's bytes) and the model calls the observation positive in it."""
     prediction = classifier.predict(image)
     is_accepted = prediction.gate is None or prediction.gate.is_chest_radiograph
     return is_accepted and prediction.positives[observation]

@@ -9,13 +9,13 @@ NO_GATE = "This model cannot tell whether an image is a chest radiograph: it giv
 PRIVACY = "Uploaded files are deleted after ten minutes, results within an hour; nothing is recorded."
 
 _NAMED = 3  # findings that the verdict names; the others are counted
-_WEAK = 0.25  # the peak of a map, below which its evidence is called weak
+_WEAK = 0.25  # the evidence of a map with a lower peak is called weak
 
 
 def describe_calls(above: Sequence[str], none_of_these: str | None, is_none_above: bool) -> tuple[str, ...]:
-    """Return sentences: the findings `above` their thresholds, whether No Finding is above its own, any contradiction.
+    """Return sentences on the findings `above` their thresholds, on No Finding, and on a contradiction of the two.
 
-    `none_of_these` is the name of No Finding or its equivalent, `is_none_above` whether that is above its threshold.
+    `none_of_these` is the name of No Finding or its equivalent, `is_none_above` whether it is above its threshold.
     """
     names = ", ".join(above[:_NAMED])
     if not above:
@@ -33,7 +33,7 @@ def describe_calls(above: Sequence[str], none_of_these: str | None, is_none_abov
 
 
 def describe_map(observation: str, peak: float, grid: Sequence[int]) -> str:
-    """Return sentences on a map: its peak in [0, 1], and its `grid` (rows, columns) of values.
+    """Return sentences on an observation's map, from its peak in [0, 1] and its `grid`: (rows, columns).
 
     A peak of 1 is the strongest evidence for any observation.
     """

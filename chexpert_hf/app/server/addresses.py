@@ -16,8 +16,8 @@ _FIRST_PORT, _NUM_PORTS, _MAX_PORT = 7860, 100, 65_535  # the first one is the p
 def listening_socket(host: str, port: int | None = None) -> socket.socket:
     """Open a socket that listens at an IPv4 or IPv6 address, with or without brackets, or a host name.
 
-    Without a port it takes the first free one from `GRADIO_SERVER_PORT` or 7860 on, and says on standard error if
-    that is another one.
+    Without a `port`, take the port `GRADIO_SERVER_PORT` (7860 if unset) or, if that is taken, the next free one, which
+    is then printed on standard error.
 
     Raises:
         InputError: If no interface of this machine has the address, or the port is taken.
@@ -28,7 +28,7 @@ def listening_socket(host: str, port: int | None = None) -> socket.socket:
         try:
             family = socket.getaddrinfo(plain, number, type=socket.SOCK_STREAM)[0][0]
             listener = socket.create_server((plain, number), family=family, backlog=2048)
-            # Accepted sockets take it over. Without it, an answer in two packets waits for a delayed acknowledgement.
+            # Accepted sockets inherit it. Without it, an answer in two packets waits for a delayed acknowledgement.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if port is None and number != first:  # a program that expects the usual port would reach another server
                 print(f"Port {first} is taken; using port {number} instead.", file=sys.stderr)

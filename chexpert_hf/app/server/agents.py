@@ -88,7 +88,7 @@ def agent_tools(classifier: CheXpertClassifier) -> tuple[list[BaseRoute], Abstra
             return [TextContent(type="text", text=json.dumps(answer))]
         except InputError:  # the library answers with its message
             raise
-        except Exception as error:  # noqa: BLE001 - its text may hold contents
+        except Exception as error:  # noqa: BLE001 - its text may hold contents of the request
             print(f"A request failed: {type(error).__name__}", file=sys.stderr)
             raise InputError(INTERNAL) from None
 

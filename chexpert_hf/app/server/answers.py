@@ -31,11 +31,11 @@ MAX_BATCH = 500
 OPACITY = 0.5
 """Default opacity of a map over a radiograph."""
 
-_ROWS_AT_ONCE = 8  # of one request: few enough to leave room for others
+_ROWS_AT_ONCE = 8  # radiographs of one request that are scored at once, so that others are served meanwhile
 
 
 class GateVerdict(TypedDict):
-    """Whether the gate takes an image for a chest radiograph, the reason if not, and its warnings."""
+    """Whether the gate accepts an image as a chest radiograph, the reason if not, and its warnings."""
 
     is_chest_radiograph: bool
     reason: str
@@ -45,7 +45,7 @@ class GateVerdict(TypedDict):
 class Common(TypedDict):
     """The fields that the results of all APIs share, for one radiograph.
 
-    `error` is null if it was scored. `gate` is null if it was not scored, or if the model has no gate.
+    `error` is null if the radiograph was scored. `gate` is null if it was not scored, or if the model has no gate.
     """
 
     error: str | None
@@ -56,7 +56,7 @@ class Common(TypedDict):
 class InputImage(NamedTuple):
     """A radiograph of a request: a file, or a member of a ZIP archive.
 
-    An archive that cannot be read or holds nothing to score is one without `member`; scoring it gives the error.
+    An archive that cannot be read or holds nothing to score counts as one radiograph, whose scoring gives the error.
     """
 
     file: int  # number of the file or archive in the request, from 1
@@ -85,7 +85,7 @@ async def score_all(
     Only the files that are being scored are in memory.
 
     Raises:
-        InputError: If there are more than `MAX_BATCH`.
+        InputError: If there are more than `MAX_BATCH` radiographs.
         UnavailableError: If too many requests are waiting when the first one is submitted.
     """
     with ExitStack() as stack:
@@ -114,7 +114,7 @@ async def score_all(
 async def draw(
     classifier: CheXpertClassifier, data: bytes, observation: object, opacity: object, raw: bool = False
 ) -> bytes:
-    """Return a PNG of an observation's map over a radiograph, or with `raw` of the map alone.
+    """Return a PNG of an observation's map over a radiograph, or with `raw` of the map alone; `opacity` may be None.
 
     Raises:
         InputError: If the model has no such observation, the opacity is not in [0, 1], or the file cannot be read.
@@ -179,7 +179,7 @@ def _is_zip(file: Path | BinaryIO) -> bool:
 
 
 def _stored(file: Path | BinaryIO, stack: ExitStack) -> Path | BinaryIO:
-    """Return the file; an archive without a path is first written to a temporary file, deleted when `stack` closes."""
+    """Return the file, or the path of a temporary copy, deleted when `stack` closes, of an archive without a path."""
     if isinstance(file, Path) or not _is_zip(file):
         return file
     path = Path(stack.enter_context(TemporaryDirectory(dir=get_upload_folder()))) / "archive.zip"

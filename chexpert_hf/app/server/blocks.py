@@ -29,7 +29,7 @@ class Page(gr.Blocks):
         """Do nothing: Gradio's queue polls a thousand times a second, so it is started at the first request instead."""
 
     def start_queue(self) -> None:
-        """Start Gradio's queue, if it has not been started; `launch.PAGE_OPTIONS` calls it at each request."""
+        """Start Gradio's queue, if it has not been started; each request calls this, see `launch.PAGE_OPTIONS`."""
         if not self._has_queue:
             self._has_queue = True
             super().run_startup_events()
@@ -57,7 +57,7 @@ def uploaded_path(file: object) -> Path:
     """Return the path of an uploaded file, which Gradio gives as a dictionary with `path`.
 
     Raises:
-        InputError: If it is not in the folder of uploads, with links resolved, or has been deleted.
+        InputError: If the path, with links resolved, is outside the folder of uploads, or the file has been deleted.
     """
     path = file.get("path") if isinstance(file, dict) else None
     if path is None or not is_uploaded(path):
@@ -75,7 +75,7 @@ def is_uploaded(path: object) -> bool:
 
 
 def _is_allowed(item: dict[str, Any]) -> bool:
-    """Whether a dictionary among a call's inputs names no file, or an uploaded one: Gradio would fetch other files."""
+    """Whether a dictionary among a call's inputs names no file or an uploaded one; Gradio would fetch any other."""
     return not {"path", "url"} & item.keys() or is_uploaded(item.get("path"))
 
 

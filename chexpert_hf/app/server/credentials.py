@@ -1,4 +1,4 @@
-"""User names and passwords, from a file or the environment: an argument would show them to all users of a machine."""
+"""User names and passwords, from a file or the environment: all users of a machine can see command-line arguments."""
 
 import base64
 import secrets

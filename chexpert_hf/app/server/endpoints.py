@@ -44,7 +44,7 @@ class Answer(TypedDict):
 
 
 class Row(Common):
-    """A row of `/batch`: numbers of file and archive member from 1, and the member's name; null where there is none."""
+    """A row of `/batch`: scores, null if there is an error; `file`, `member` and `name` are as in `InputImage`."""
 
     file: int
     member: int | None
@@ -80,7 +80,7 @@ def add_endpoints(classifier: CheXpertClassifier) -> None:
     async def batch(files: list[FileData]) -> list[Row]:
         """Scores many chest radiographs, and those in ZIP archives; a file that cannot be read is a row with an error.
 
-        A row has the number of its file, from 1; a radiograph in an archive also has its number and its name there.
+        A row has the number of its file, from 1; for a radiograph in an archive also its number and name in it.
 
         Args:
             files: JPEG, PNG, TIFF, BMP, WebP, DICOM or ZIP.

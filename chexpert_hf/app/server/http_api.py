@@ -29,7 +29,7 @@ _MAX_NAME = 200
 
 
 class Row(Common):
-    """Scores of a radiograph, null if there is an error; `name` is that of the sender's file or "archive/file"."""
+    """Scores of a radiograph, null if there is an error; `name` is the uploaded file's, or "archive.zip/file.png"."""
 
     name: str
     probabilities: dict[str, float] | None
@@ -48,7 +48,7 @@ class Maps(TypedDict):
 
 
 def add_api(app: FastAPI, classifier: CheXpertClassifier, facts: ModelFacts) -> None:
-    """Add the HTTP API, its description and its answers to errors to an application."""
+    """Add the HTTP API, its description and its error handlers to an application."""
     router = APIRouter(prefix=PREFIX)
     model = {
         "name": names_of(classifier),

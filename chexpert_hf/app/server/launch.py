@@ -36,7 +36,7 @@ _QUIET = {
     # Gradio records every call for its analytics page, which is off, and summarises them with pandas each time.
     "GRADIO_ANALYTICS_MAX_EVENTS": "1",
     "GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000000",
-    # The RLE decoder panics on damaged data, which the reader turns into a refusal; its log entry stays a line.
+    # The RLE decoder panics on damaged data. The reader refuses the file then; this keeps the log entry to one line.
     "RUST_BACKTRACE": "0",
 }
 # By default FastAPI sends addresses and stack traces to collectors that the environment or a library names.
@@ -66,7 +66,7 @@ PAGE_OPTIONS: dict[str, Any] = {
 
 
 def queued(page: Page, limits: Limits) -> Page:
-    """Apply `limits` to a page's queue and return the page; also switch telemetry off in this process."""
+    """Set the `limits` of a page's queue and return the page; also switch telemetry off in this process."""
     os.environ.update(_QUIET)
     page.queue(_STATUS_SECONDS, max_size=limits.waiting, default_concurrency_limit=_PAGE_AT_ONCE, api_open=False)
     return page
@@ -87,7 +87,7 @@ def launch(build: Callable[[], Page], classifier: CheXpertClassifier, **options:
         print(f"The page is at {url}", flush=True)
         while not is_told.wait(1):  # a signal that another thread received does not end a wait without a limit
             pass
-    # The runtimes' own work at the interpreter's end took up to ten seconds.
+    # A normal exit would wait up to ten seconds for the runtimes to clean up.
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -113,7 +113,7 @@ def serving(
         classifier: Computes the scores; a SharedClassifier is closed at the end.
         host: IPv4 or IPv6 address or host name to listen at. If others can reach it without a password, a warning is
             shown.
-        port: The first free one from 7860 on if None.
+        port: The port to listen at; if None, chosen as in `listening_socket`.
         auth: (user, password) pairs; open to all if empty.
         mcp: Whether to serve the endpoints also as tools for agents (MCP).
         limits: The limits of requests.
@@ -152,7 +152,7 @@ def serving(
             if isinstance(classifier, SharedClassifier):
                 classifier.close()
             end = time.monotonic() + _STOP_SECONDS
-            time.sleep(0.2)  # clients that have just been queued now ask for the answer
+            time.sleep(0.2)  # lets clients whose call has just been queued ask for the answer
             while shell.num_open and time.monotonic() < end:
                 time.sleep(0.02)
             server.should_exit = True

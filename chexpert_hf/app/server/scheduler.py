@@ -30,7 +30,7 @@ class _Request:
 
     kind: Hashable  # only requests of equal kind share a batch
     answer: "Future[Any]" = field(default_factory=Future)  # which `submit` returns
-    item: Any = None  # from `prepare`; None until then
+    item: Any = None  # from `prepare`; None before
 
 
 class Scheduler(Generic[Source, Item, Result]):
@@ -40,11 +40,11 @@ class Scheduler(Generic[Source, Item, Result]):
 
     Args:
         prepare: Makes an item from a caller's source; several threads call it at once.
-        compute: Functions that compute a batch, as `Compute` says; each has one batch at a time.
+        compute: Functions that compute a batch, see `Compute`; they run in parallel, each on one batch at a time.
         readers: Executor that runs `prepare`; `close` shuts it down.
         workers: Executor with a thread for each function of `compute`; `close` shuts it down.
-        batch_size: Largest batch. Waiting requests are divided among the functions.
-        max_waiting: Number of unanswered requests from which on `submit` may refuse more.
+        batch_size: Largest batch. Waiting requests are divided evenly among the functions of `compute`.
+        max_waiting: Number of unanswered requests at which `submit` may refuse more.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Scheduler(Generic[Source, Item, Result]):
         """Queue a request; only requests of equal kind share a batch.
 
         Returns:
-            A future of the result, or of the exception of `prepare` or `compute`, or of `close`.
+            A future with the result, or with the exception that `prepare` or `compute` raised or `close` set.
 
         Raises:
             UnavailableError: If the scheduler is closed, or `may_refuse` and `max_waiting` requests wait already.
@@ -111,7 +111,7 @@ class Scheduler(Generic[Source, Item, Result]):
         if not request.answer.set_running_or_notify_cancel():
             return
         try:
-            self._expect_open()  # before work that is of no use to anybody
+            self._expect_open()  # before preparing an item that nobody would use
             request.item = self._prepare(source)
             with self._lock:
                 self._expect_open()
@@ -122,7 +122,7 @@ class Scheduler(Generic[Source, Item, Result]):
 
     def _compute_next(self) -> None:
         with self._lock:
-            if not (batch := self._take_batch()):  # an earlier batch took them along
+            if not (batch := self._take_batch()):  # an earlier batch has taken the requests
                 return
             is_alone = not self._waiting and len(self._free) == self._num_workers
             compute = self._free.pop()

@@ -1,7 +1,7 @@
 """A classifier for many callers at once, whose requests share batches.
 
-The bits of a score must not depend on the other images of the batch. In ONNX Runtime and OpenVINO they do not; where a
-trial at the start finds that they do, as in PyTorch, every radiograph gets a batch of its own.
+A score must be the same to the last bit whatever other images are in its batch. A trial at the start tests this: it
+holds in ONNX Runtime and OpenVINO. Where it does not, as in PyTorch, every radiograph gets a batch of its own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +23,7 @@ from chexpert_hf.scoring.preparation import Prepared
 
 MAX_WAITING = 256
 
-_BATCH_SIZE = 8  # on all processors: 16 were no faster, and each waits for all
+_BATCH_SIZE = 8  # 16 were no faster, and each radiograph waits for its whole batch
 _TRIAL_SIDE = 64
 _TRIAL_ROWS = 3
 
@@ -35,11 +35,11 @@ class SharedClassifier(CheXpertClassifier):
     """A classifier that any number of threads may call; `close` ends its own threads.
 
     Args:
-        classifier: The wrapped classifier, which computes the scores; nobody else may use it meanwhile.
-        max_waiting: Number of unanswered radiographs from which on the scheduler may refuse more.
+        classifier: The wrapped classifier, which computes the scores; it must not be used directly any more.
+        max_waiting: Number of unanswered radiographs at which the scheduler may refuse more.
 
     Attributes:
-        scheduler: Computes the predictions of `predict`; the kind of a request is True if maps are wanted.
+        scheduler: Computes the predictions of `predict`; the `kind` of a request is whether maps are wanted.
     """
 
     def __init__(self, classifier: CheXpertClassifier, *, max_waiting: int = MAX_WAITING) -> None:
@@ -63,15 +63,12 @@ class SharedClassifier(CheXpertClassifier):
 
     @property
     def operating_points(self) -> dict[str, float]:
-        """The operating points of the wrapped classifier."""
         return self._classifier.operating_points
 
     def read(self, source: Source) -> Radiograph:
-        """Read a radiograph like the wrapped classifier."""
         return self._classifier.read(source)
 
     def prepare(self, radiograph: Radiograph | Image.Image, *, for_gate: bool = False) -> Prepared:
-        """Prepare a radiograph like the wrapped classifier."""
         return self._classifier.prepare(radiograph, for_gate=for_gate)
 
     def predict_prepared(
@@ -81,11 +78,10 @@ class SharedClassifier(CheXpertClassifier):
         return self._classifier.predict_prepared(radiographs, saliency=saliency, batch_size=batch_size)
 
     def side_by_side(self) -> Sequence[CheXpertClassifier]:
-        """Return the wrapped classifier's `side_by_side`: copies to use at the same time, each in its own thread."""
         return self._classifier.side_by_side()
 
     def close(self) -> None:
-        """Answer all waiting requests with UnavailableError, now."""
+        """Answer all waiting requests with UnavailableError, and end this object's threads."""
         self.scheduler.close()
 
     def _each(
@@ -132,7 +128,7 @@ def _compute_by(worker: CheXpertClassifier, alone: CheXpertClassifier) -> Comput
 
 
 def gives_same_bits(classifier: CheXpertClassifier, other: CheXpertClassifier, sizes: Sequence[int]) -> bool:
-    """Whether `other`, in batches of these sizes, gives to the last bit the scores that `classifier` gives one by one.
+    """Whether `other` gives, in batches of these `sizes`, exactly the scores that `classifier` gives one by one.
 
     This is tried on random gray levels: a network saturates on a blank image, which hides differences of rounding.
     """

@@ -73,7 +73,7 @@ class Shell:
         users: (user, password) pairs for the HTTP API and MCP; open if empty. Gradio has its own login.
         limits: The limits.
         has_mcp: Whether MCP is served.
-        refusal: Returns why calls of the HTTP API and MCP are refused now, with bodies unread; "" to accept them.
+        refusal: Called before the body of a call of the HTTP API or MCP is read; returns why to refuse it, or "".
 
     Attributes:
         is_stopping: Set to refuse new requests.
@@ -120,7 +120,7 @@ class Shell:
             await self._handle(scope, path, receive, send_with_headers)
         except HTTPException as refusal:
             answer = JSONResponse({"detail": refusal.detail}, refusal.status_code, refusal.headers)
-            is_expecting = Headers(scope=scope).get("Expect", "").lower() == "100-continue"  # and sends nothing yet
+            is_expecting = Headers(scope=scope).get("Expect", "").lower() == "100-continue"  # client has sent no body
             if scope["method"] == "POST" and refusal.status_code != 408 and not is_expecting:
                 await _drain(receive)
         except asyncio.CancelledError:
@@ -175,7 +175,7 @@ class Shell:
 
         async def bounded() -> Message:
             nonlocal num_bytes, is_whole
-            if is_whole:  # the application listens for the end of the connection
+            if is_whole:  # the application waits for the client to disconnect
                 return await receive()
             try:
                 seconds = min(self._limits.stall_seconds, end - time.monotonic())
@@ -194,7 +194,7 @@ class Shell:
 
 
 async def _drain(receive: Receive) -> None:
-    """Read part of a refused body: a client that is still sending would get a reset instead of the answer."""
+    """Read part of a refused body: else a client that is still sending would see a reset instead of the answer."""
     end, num_bytes = time.monotonic() + _DRAIN_SECONDS, 0
     while num_bytes < _DRAINED_BYTES and (seconds := end - time.monotonic()) > 0:
         try:

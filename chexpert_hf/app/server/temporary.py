@@ -33,8 +33,8 @@ def environment(**variables: str) -> Iterator[None]:
 def private_folder() -> Iterator[Path]:
     """Create a folder (mode 0700) for Gradio's files; yield it, and delete it at the end of the context.
 
-    Its files are deleted at the age of `KEEP_SECONDS`. Folders that killed servers of this user left behind are deleted
-    at the start.
+    Files in it are deleted at the age of `KEEP_SECONDS`. The folders of earlier servers of this user that were killed
+    are deleted at the start.
     """
     remove_orphans(Path(tempfile.gettempdir()))
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX)).resolve()  # mkdtemp gives 0700

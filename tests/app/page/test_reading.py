@@ -56,7 +56,7 @@ def test_large_radiograph_is_shown_smaller_and_in_full_resolution_on_request(
 ) -> None:
     (tmp_path / "upload").write_bytes(_radiographs()["large JPEG, which is scaled while it is decoded"])
     reading = read(classifier, tmp_path / "upload")
-    assert reading.image().size == (round(1700 / 2100 * DISPLAY_SIZE), DISPLAY_SIZE)
+    assert reading.image(DISPLAY_SIZE).size == (round(1700 / 2100 * DISPLAY_SIZE), DISPLAY_SIZE)
     assert reading.prediction.maps[EMPTY].shape == (2100, 1700)
     detail = Image.open(io.BytesIO(base64.b64decode(detail_of(reading).split(",")[1])))
     assert detail.size == (1700, 2100)
@@ -70,7 +70,7 @@ def test_large_radiograph_is_shown_smaller_and_in_full_resolution_on_request(
 
 
 def test_small_radiograph_is_shown_in_its_size(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:
-    shown = np.asarray(read(classifier, files["phantom"]).image(), dtype=float)
+    shown = np.asarray(read(classifier, files["phantom"]).image(DISPLAY_SIZE), dtype=float)
     original = np.asarray(read_radiograph(files["phantom"]), dtype=float)
     assert shown.shape == original.shape
     assert np.abs(shown - original).mean() < 2  # JPEG of quality 90

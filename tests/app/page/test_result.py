@@ -20,7 +20,7 @@ from PIL import Image
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier, Prediction
 from chexpert_hf.app.model_facts import Metrics, ModelFacts, facts_of
 from chexpert_hf.app.page.html import delivery_html, message_html, render
-from chexpert_hf.app.page.reading import Reading, Study, read_study
+from chexpert_hf.app.page.reading import DISPLAY_SIZE, Reading, Study, read_study
 from chexpert_hf.app.page.result import report_html, result_html
 from chexpert_hf.app.page.text import NO_GATE
 from chexpert_hf.evaluation.intervals import newcombe_interval
@@ -162,7 +162,7 @@ def test_viewer_gets_the_maps_of_every_view_in_256_levels(
         levels = np.frombuffer(base64.b64decode(view["maps"]), np.uint8).reshape(len(JUDGED), *view["grid"])
         np.testing.assert_allclose(levels / 255, reading.prediction.maps.positive, atol=0.5 / 255 + 1e-6)
         assert not levels[JUDGED.index(EMPTY)].any()
-        assert tuple(view["size"]) == reading.image().size
+        assert tuple(view["size"]) == reading.image(DISPLAY_SIZE).size
         assert base64.b64decode(view["image"].split(",")[1]) == reading.jpeg
     view_of = study.view_of()
     numbers = list(study.views)
