@@ -59,7 +59,7 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
 
     Args:
         paths: Files, folders, ZIP archives, or glob patterns such as `scans/**/*.png`.
-        listed: Further paths, as from `read_list`: no patterns, and a missing one is returned like a radiograph, too.
+        listed: Further paths, such as from `read_list`, without patterns; missing ones are returned like radiographs.
         follow_links: Whether to follow links that lead out of a folder that is searched, as in snapshots of the Hub's
             cache, datalad and DVC. A link that is itself in `paths` or `listed` is always followed.
 
@@ -110,10 +110,10 @@ def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Ite
 
 
 def archive_members(path: str, found: Found, *, others: bool = False) -> Iterator[ArchiveMember]:
-    """Yield the radiographs in an archive; a member of empty name if the archive has none or cannot be read.
+    """Yield the radiographs in an archive; one member with an empty name if it has none or cannot be read.
 
-    DICOM files without an image are counted in `found`. Archives in the archive are yielded, too, and with `others`
-    also files that are no images, so that reading them reports the error.
+    DICOM files without an image are counted in `found`. Archives in the archive are yielded like radiographs, and with
+    `others` also files that are no images: reading them reports an error.
     """
     try:
         archive = open_archive(path)
@@ -126,7 +126,7 @@ def archive_members(path: str, found: Found, *, others: bool = False) -> Iterato
             continue
         kind = _kind_of(name, archive.head, lambda name: BytesIO(archive.read(name)))
         found.num_imageless += kind is _Kind.IMAGELESS
-        # An archive in the archive is taken, to be reported: it was packed for the radiographs in it.
+        # An archive in the archive is reported, since it was probably packed for the radiographs in it.
         if kind is _Kind.RADIOGRAPH or is_archive(name) or (others and kind is _Kind.OTHER):
             taken = True
             yield ArchiveMember(path, name)
@@ -169,7 +169,7 @@ def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path
     start = parts.index("**")
     rest = parts[start + 1 :]
     for base in root.glob("/".join(parts[:start])) if start else [root]:
-        # Not by `glob` and `pathlib`: of links to folders, one runs in circles along them and the other skips them.
+        # Not by `glob`, which follows links to folders in circles, and not by `pathlib`, which skips such links.
         for folder in _Walk(str(base), Found(), follow_links).folders():
             yield from _glob(Path(folder), rest, follow_links) if rest else [Path(folder)]
 
