@@ -249,7 +249,7 @@ class _Walk:
                     self._found.num_links += is_link
                     yield from self._below(entry.path, target)
             elif is_skipped:
-                self._found.num_outside += _has_radiographs_name(entry.path)
+                self._found.num_outside += _may_be_radiograph(entry.path)
             else:
                 yield entry.path, "link" if is_link else "file"
 
@@ -276,7 +276,7 @@ def _kind_of(name: str, head: Callable[[str], bytes | None], whole: Callable[[st
     if suffix in _OTHER_THAN_DICOM:
         return _Kind.RADIOGRAPH
     has_suffix = suffix in IMAGE_SUFFIXES
-    kind_by_name = _Kind.RADIOGRAPH if _has_radiographs_name(name) else _Kind.OTHER  # reported when it is read
+    kind_by_name = _Kind.RADIOGRAPH if _may_be_radiograph(name) else _Kind.OTHER  # reported when it is read
     start = head(name)
     if start is None:
         return kind_by_name
@@ -312,15 +312,10 @@ def is_system_file(name: str) -> bool:
     return parts[-1].startswith("._") or not _SYSTEM_NAMES.isdisjoint(parts)
 
 
-def _has_radiographs_name(name: str) -> bool:
-    """Return whether a name has the suffix of an image, or one of those that `_may_be_dicom` accepts."""
-    return _suffix(name) in IMAGE_SUFFIXES or _may_be_dicom(name)
-
-
-def _may_be_dicom(name: str) -> bool:
-    """Return whether a name has the suffix of DICOM files, a number (`1.2.840.1`), or none (`IM0001`)."""
+def _may_be_radiograph(name: str) -> bool:
+    """Return whether a name has an image's suffix, a number (`1.2.840.1`) or none; DICOM files have the last two."""
     suffix = _suffix(name)
-    return suffix in ("", ".dcm", ".dicom") or suffix[1:].isdigit()
+    return not suffix or suffix in IMAGE_SUFFIXES or suffix[1:].isdigit()
 
 
 def _suffix(name: str) -> str:
