@@ -95,7 +95,7 @@ class Header:
         return [Header(item, self.notes) for item in items or []]
 
     def bytes_of(self, keyword: str) -> tuple[bytes, str, str | None]:
-        """Return the bytes (b"" if missing), byte order ("<", ">"), and value representation (None: not stated)."""
+        """Return an element's bytes (b"" if missing), byte order (< or >), and stated value representation, if any."""
         tag = tag_for_keyword(keyword)
         if tag is None or tag not in self.dataset:
             return b"", "<", None
