@@ -64,11 +64,11 @@ def open_runtime(
         precision: One of `Precision`. "auto" is bf16 where the processor has instructions for it (a CUDA GPU, or a
             CPU with PyTorch or OpenVINO; see `autotune`), else fp32. fp16 needs PyTorch on a GPU, or an exported graph;
             int8 needs an exported graph.
-        device: Such as "cpu" or "cuda:1"; if None, a GPU where there is one and the runtime can use it.
+        device: Such as "cpu" or "cuda:1". None is a GPU if there is one and the runtime can use it, else the CPU.
         input_size: (height, width) in pixels of the images to score.
-        autotune: Whether "auto" on a CPU is the fastest of fp32 and bf16 in PyTorch and OpenVINO (ONNX Runtime only
-            without OpenVINO), timed on first use and kept in the cache; bf16 only if it is a tenth faster. If False, it
-            is the first that opens of OpenVINO, ONNX Runtime and PyTorch, in bf16 if the CPU supports it.
+        autotune: What "auto" means on a CPU. True: the fastest of fp32 and bf16 in PyTorch and OpenVINO (ONNX Runtime
+            only without OpenVINO), timed on first use and kept in the cache; bf16 only if it is a tenth faster. False:
+            OpenVINO, else ONNX Runtime, else PyTorch, whichever can be opened, in bf16 if the CPU supports it.
 
     Raises:
         InputError: If the runtime, precision or device does not exist, is not installed, or needs a graph that has not
@@ -136,14 +136,14 @@ def _has_choice(names: Sequence[RuntimeName], precision: Precision) -> bool:
 def _open_fastest(
     names: Sequence[RuntimeName], precision: Precision, open_one: _Open, shape: tuple[int, int, int], file: Path
 ) -> Runtime | None:
-    """Open the choice stored in `file`; without a usable one, time the runtimes `names` and open the fastest.
+    """Open the choice stored in `file`; if that is missing or fails, time the runtimes `names` and open the fastest.
 
-    `precision` is the one asked for, which may be AUTO; `open_one` opens a runtime in one precision; `shape` is that
-    of the images to time on. The new choice is stored unless an installed runtime could not be opened. Returns None if
-    none could be opened.
+    `precision` is the one that the user asked for, maybe AUTO; `open_one` opens a runtime in one precision; `shape` is
+    the shape of the images to time on. The new choice is stored unless an installed runtime could not be opened.
+    Returns None if no runtime could be opened.
     """
     if known := tuning.recall(file):
-        with suppress(Exception):  # it has broken since: what there is now is timed
+        with suppress(Exception):  # the chosen runtime may have broken since: time those that there are now
             opened = open_one(known.runtime, known.precision)
             opened.reason += known.note()
             return opened

@@ -78,7 +78,7 @@ def export_model(
     calibration: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> ExportedGraph:
-    """Write a graph of a model to a model folder, with an entry in `export.json` on its differences from the model.
+    """Write a graph of a model to a model folder; record in `export.json` how much its outputs differ from the model's.
 
     Args:
         model: Model folder, or id of a repository.
@@ -174,9 +174,10 @@ def _make(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, float]:
-    """Write a graph of a `kind` to `folder`; return its `measure_parity` on the pixel values `compared`.
+    """Write a graph of a runtime and precision (`kind`) to `folder`; return the result of `measure_parity` on it.
 
-    `calibration` are the pixel values to quantise on, for int8. Raises InputError if the graph differs too much.
+    The graph is compared with the model on the pixel values `compared`, and for int8 quantised on those in
+    `calibration`. Raises InputError if it differs too much.
     """
     runtime, precision = kind
     say(f"Converting to {runtime.value}, {precision.value}")
@@ -215,11 +216,11 @@ def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
 def _images(
     source: Path, is_int8: bool, processor: CheXpertImageProcessor, calibration: Path | None, say: Callable[[str], None]
 ) -> tuple[list[Image.Image], str]:
-    """Return images to compare a graph with its model on, and the name of the data that they are from.
+    """Return the images for an export, and the name of the data that they are from.
 
-    They are phantoms; the first is that of the reference scores in the model folder `source`, if there are any. For
-    int8 they are radiographs from `calibration`, or other phantoms if it is None, and only the first third is to
-    compare on; the rest is to quantise on.
+    For int8: radiographs from `calibration`, or phantoms if that is None; a graph is compared with its model on the
+    first third, and quantised on the rest. Else: phantoms, all for the comparison. The first one is the phantom of
+    `reference.json` in the model folder `source`, if there is such a file.
     """
     if not is_int8:
         return reference_phantom(source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED), "phantoms"
@@ -257,7 +258,7 @@ def reference_phantom(folder: Path) -> list[Image.Image]:
 
 
 def _radiographs(folder: Path, count: int, *, target_size: int) -> list[Image.Image]:
-    """Read at most `count` radiographs of a folder, a random sample that is always the same.
+    """Read at most `count` radiographs of a folder, a random sample with a fixed seed.
 
     If the folder is a data set, its train split is used, or the first split that it has. `target_size` is the side in
     pixels that the images will be resized to. Raises InputError if there are too few, or one cannot be read.
