@@ -75,7 +75,7 @@ class RadiographAugmentation:
         return torch.from_numpy(np.stack([one.uniform(-1, 1, size=_NUM_DRAWN) for one in generators])).float()
 
     def _matrices(self, drawn: Tensor, images: Tensor) -> Tensor:
-        """Return the matrices `(batch, 2, 3)` for `affine_grid`, in whose coordinates a side of an image has length 2.
+        """Return the matrices `(batch, 2, 3)` for `affine_grid`, whose coordinates go from -1 to 1 along each side.
 
         The first four columns of `drawn`, in [-1, 1], decide: rotation, zoom, horizontal shift and vertical shift.
         """

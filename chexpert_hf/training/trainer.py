@@ -70,8 +70,8 @@ class CheXpertTrainer(DurableCheckpoints):
     def network_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Turn a batch of a RadiographDataset into the network's inputs, with normalised `pixel_values`.
 
-        In training, images are augmented and the teachers' probabilities mixed into `labels`. `index` is removed from
-        `inputs` itself.
+        In training, images are augmented and the teachers' probabilities mixed into `labels`. `inputs` is changed: it
+        loses `index`, and gets these labels.
         """
         gray, indices = inputs["pixel_values"], inputs.pop("index")  # (B, 1, height, width)
         if self.model.training and self.augmentation.is_active:
@@ -132,7 +132,7 @@ class CheXpertTrainer(DurableCheckpoints):
 
 
 class BestCheckpoints(TrainerCallback):
-    """Also evaluates and saves the last step; deletes all checkpoints but the newest and the `count` best by AUROC."""
+    """Evaluates and saves the last step, too; keeps only the newest checkpoint and the `count` best by AUROC."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -201,7 +201,7 @@ def build_trainer(
     weights = positive_weights(resolve_labels(raw, model.config).numpy()) if recipe.class_weights else None
     targets = TrainingTargets(model.config, recipe.seed, soft_labels, weights)
     known = np.nan_to_num(split_labels(data["valid"], recipe.blank_labels), nan=IGNORED)
-    truth = partial(_evaluation_targets, known=torch.from_numpy(known).float())
+    truth = partial(_evaluation_targets, targets=torch.from_numpy(known).float())
     trainer = CheXpertTrainer(
         recipe=recipe,
         teachers=teachers,
@@ -287,7 +287,7 @@ def _has_bf16() -> bool:
 
 
 def _num_workers(recipe: Recipe) -> int:
-    """Return the number of data-loader processes; 0 with a cache, where copying a batch is faster than sending it."""
+    """Return the number of data-loader processes; 0 with a cache, since a batch is copied faster than it is sent."""
     if recipe.cache != "none":
         return 0
     if recipe.workers != "auto":
@@ -296,7 +296,7 @@ def _num_workers(recipe: Recipe) -> int:
 
 
 def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: LabelSet) -> dict[str, float]:
-    """Return the AUROC over studies of each observation that has one, and as `METRIC` the mean AUROC.
+    """Return the AUROC over studies of each observation with positive and negative ones, and the mean as `METRIC`.
 
     `studies` names the study of each image. The mean is over the `averaged_observations` of `known.headline`. If the
     model diverged, there is only `METRIC`, which is NaN.
@@ -310,6 +310,6 @@ def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: 
     return {METRIC: evaluation.mean_auroc} | {k: v for k, v in per_observation.items() if not math.isnan(v)}
 
 
-def _evaluation_targets(_labels: Tensor, index: int, known: Tensor) -> dict[str, Tensor]:
-    """Return the targets of a row for evaluation, from those of all rows."""
-    return {"labels": known[index]}
+def _evaluation_targets(_labels: Tensor, index: int, targets: Tensor) -> dict[str, Tensor]:
+    """Return the evaluation targets of an image: row `index` of `targets`, which has those of all images."""
+    return {"labels": targets[index]}
