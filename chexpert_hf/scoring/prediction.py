@@ -171,7 +171,7 @@ class Prediction:
             return []
         if isinstance(self.saliency, NoMaps):
             return [("Radiograph", image)]
-        name = observation or shown_first(self.probabilities, self.positives, self.labels.none_of_these)[0]
+        name = observation or display_order(self.probabilities, self.positives, self.labels.none_of_these)[0]
         return [("Radiograph", image), (self._map_title(name), overlay(image, self.saliency.at_size(image.size)[name]))]
 
     def _map_title(self, observation: str) -> str:
@@ -195,7 +195,7 @@ def by_probability(probabilities: Mapping[str, float]) -> list[str]:
     return sorted(CHEXPERT.in_order(probabilities), key=lambda name: -probabilities[name])
 
 
-def shown_first(
+def display_order(
     probabilities: Mapping[str, float], positives: Mapping[str, bool], none_of_these: str | None
 ) -> list[str]:
     """Sort observations for display: first the positive ones, then the others, each by falling probability.
@@ -206,7 +206,9 @@ def shown_first(
     return [name for name in names if name != none_of_these] or names
 
 
-def called_above(probabilities: Mapping[str, float], positives: Mapping[str, bool], without: str | None) -> list[str]:
+def sorted_positives(
+    probabilities: Mapping[str, float], positives: Mapping[str, bool], without: str | None
+) -> list[str]:
     """Return the positive observations by falling probability, except `without`, such as "No Finding"."""
     return [name for name in by_probability(probabilities) if positives[name] and name != without]
 

@@ -153,7 +153,7 @@ def _open_fastest(
         if name is RuntimeName.ONNX and candidates:
             continue  # as fast as OpenVINO at best, and converting takes a quarter of a minute
         try:
-            for each in _tried(name, precision):
+            for each in _precisions_to_time(name, precision):
                 candidates[name, each] = open_one(name, each)
         except Exception as error:  # noqa: BLE001 - as in `open_runtime`
             skipped.append(f"{_TITLES[name]}: {_line(error)}")
@@ -168,7 +168,7 @@ def _open_fastest(
     return chosen
 
 
-def _tried(name: RuntimeName, precision: Precision) -> Iterator[Precision]:
+def _precisions_to_time(name: RuntimeName, precision: Precision) -> Iterator[Precision]:
     """Yield the precisions to time for a runtime: the one asked for; for "auto" fp32 and, if supported, bf16."""
     if precision is not Precision.AUTO:
         yield precision

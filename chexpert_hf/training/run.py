@@ -157,7 +157,7 @@ def _train_once(
 ) -> TrainingResult:
     """Train one run of the recipe in `stages`, and complete its model folder; other arguments are those of `train`."""
     recipe, output, say = stages.recipe, stages.output, stages.say
-    start = stages.start()
+    start = stages.after_first_stage()
     soft_labels, teachers = stages.soft_labels(start, data["train"]), stages.teachers()
 
     set_seed(recipe.seed)

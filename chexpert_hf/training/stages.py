@@ -54,7 +54,7 @@ class Stages:
             self.run(recipe, output=folder, resume=resume)
         return folder
 
-    def start(self) -> Recipe:
+    def after_first_stage(self) -> Recipe:
         """Return the recipe of the main training; if there is a conditional first stage, train it and start from it.
 
         In the first stage, the label of a child in the label hierarchy counts only where its parent is positive.

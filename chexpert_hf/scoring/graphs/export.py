@@ -108,11 +108,11 @@ def export_model(
     processor = load_processor(source, name=str(model))
     input_size = processor.output_size
     with _staging(target) as staging:
-        images, data = _images(source, is_int8, processor, calibration, say)
+        images, data = _images_to_export_with(source, is_int8, processor, calibration, say)
         values: Tensor = processor(images, return_tensors="pt")["pixel_values"]
         count = len(images) // 3 if is_int8 else len(images)
         made, name = staging / "graph", GRAPH_FILES[kind]
-        parity = _make(network, kind, input_size, values[:count], values[count:], made, say)
+        parity = _write_and_compare(network, kind, input_size, values[:count], values[count:], made, say)
         record = GraphRecord(
             runtime=runtime,
             precision=precision,
@@ -125,13 +125,13 @@ def export_model(
             parity=parity,
         )
         if _holds_something(target):
-            _add(made, name, record, target)
+            _move_graph(made, name, record, target)
         else:
             with new_folder(target) as copy:
                 # Training's checkpoints and hidden files, such as version control, are no part of a model.
                 ignored = shutil.ignore_patterns("checkpoints", ".*")
                 shutil.copytree(source, copy, ignore=ignored, dirs_exist_ok=True)
-                _add(made, name, record, copy)
+                _move_graph(made, name, record, copy)
     return ExportedGraph(target, name, record)
 
 
@@ -165,7 +165,7 @@ def _staging(target: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _make(
+def _write_and_compare(
     model: CheXpertForImageClassification,
     kind: tuple[RuntimeName, Precision],
     input_size: tuple[int, int],
@@ -200,7 +200,7 @@ def _make(
     return parity
 
 
-def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
+def _move_graph(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
     """Move the graph `name` from the folder `made` to the model folder `folder`, and add its record and checksums.
 
     The record is written after the graph, since a graph without a record is not used.
@@ -213,7 +213,7 @@ def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
     renew_checksums(folder, [*files_of(name), RECORD_FILE])
 
 
-def _images(
+def _images_to_export_with(
     source: Path, is_int8: bool, processor: CheXpertImageProcessor, calibration: Path | None, say: Callable[[str], None]
 ) -> tuple[list[Image.Image], str]:
     """Return the images for an export, and the name of the data that they are from.
