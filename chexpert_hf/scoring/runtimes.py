@@ -23,7 +23,6 @@ from chexpert_hf.scoring.graphs.sessions import (
     SESSIONS,
     Runtime,
     TorchRuntime,
-    cuda_has_bf16,
     openvino_has_bf16,
     torch_has_bf16,
 )
@@ -174,7 +173,8 @@ def _precisions_to_time(name: RuntimeName, precision: Precision) -> Iterator[Pre
         yield precision
         return
     yield Precision.FP32
-    if (name is RuntimeName.OPENVINO and openvino_has_bf16()) or (name is RuntimeName.TORCH and torch_has_bf16()):
+    on_torch = name is RuntimeName.TORCH and torch_has_bf16(torch.device("cpu"))
+    if on_torch or (name is RuntimeName.OPENVINO and openvino_has_bf16()):
         yield Precision.BF16
 
 
@@ -193,8 +193,7 @@ def _open(
 
 def _open_torch(model: CheXpertForImageClassification, precision: Precision, device: torch.device) -> Runtime:
     if precision is Precision.AUTO:
-        has_bf16 = torch_has_bf16() if device.type == "cpu" else cuda_has_bf16(device)
-        precision = Precision.BF16 if has_bf16 else Precision.FP32
+        precision = Precision.BF16 if torch_has_bf16(device) else Precision.FP32
     if precision is Precision.FP16 and device.type == "cpu":
         raise InputError("fp16 is for GPUs; on a CPU it is slower than fp32")
     opened = TorchRuntime(model, precision, device)

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -23,7 +24,7 @@ from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import IGNORED, POSITIVE, LabelSet
 from chexpert_hf.machine import num_processors
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolve_labels
-from chexpert_hf.scoring.graphs.sessions import cuda_has_bf16, torch_has_bf16
+from chexpert_hf.scoring.graphs.sessions import torch_has_bf16
 from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset, TrainingTargets, positive_weights
 from chexpert_hf.training.cache import cached_images
@@ -239,7 +240,7 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
     is_cuda = torch.cuda.is_available()
     precision = recipe.precision
     if precision == "auto":
-        precision = "bf16" if _has_bf16() else "fp32"
+        precision = "bf16" if torch_has_bf16(PartialState().device) else "fp32"
     is_long = steps_per_epoch * recipe.epochs >= COMPILED_FROM
     has_warmup = recipe.warmup > 0 and recipe.schedule == "constant"
     return TrainingArguments(
@@ -277,13 +278,6 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
         trackio_static_space_id=False,
         disable_tqdm=False,
     )
-
-
-def _has_bf16() -> bool:
-    """Return whether the device that trains multiplies bf16: a CUDA GPU, or the CPU where there is no accelerator."""
-    if torch.cuda.is_available():
-        return cuda_has_bf16(torch.device("cuda"))
-    return not torch.accelerator.is_available() and torch_has_bf16()
 
 
 def _num_workers(recipe: Recipe) -> int:

@@ -65,16 +65,15 @@ def import_library(module: str) -> Any:
         raise GraphError(f'{name} is not installed: pip install "chexpert-hf[{extra}]"') from error
 
 
-def torch_has_bf16() -> bool:
-    """Return whether this CPU has instructions that multiply bf16; always False before torch 2.9, which cannot tell."""
+def torch_has_bf16(device: torch.device) -> bool:
+    """Return whether a device is a CUDA GPU (Ampere or later) or a CPU with instructions that multiply bf16.
+
+    For a CPU always False before torch 2.9, which cannot tell.
+    """
+    if device.type == "cuda":  # not by `torch.cuda.is_bf16_supported`, which counts emulation
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
-
-
-def cuda_has_bf16(device: torch.device) -> bool:
-    """Return whether a device is a CUDA GPU that multiplies bf16: Ampere or later."""
-    # Not by `torch.cuda.is_bf16_supported`, which counts emulation.
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
 
 
 def openvino_has_bf16() -> bool:
