@@ -256,7 +256,7 @@ def push_space(
 
 
 def requirements() -> list[str]:
-    """Return a Space's requirements: the package's and OpenVINO and timm, but not Gradio, which every Space has.
+    """Return a Space's requirements: those of the package, OpenVINO and timm, without Gradio, which every Space has.
 
     Raises InputError if the package is not installed.
     """

@@ -96,7 +96,7 @@ class Archive:
 
 
 def _name_of(member: zipfile.ZipInfo) -> str:
-    """Return a member's name with "/" between folders, read as UTF-8 if it is, since macOS sets no flag for that."""
+    """Return a member's name with "/" between folders; UTF-8 is recognised without its flag, which macOS omits."""
     name = member.filename
     if not member.flag_bits & _UTF8_NAME:
         with suppress(UnicodeError):
@@ -111,7 +111,7 @@ def open_archive(path: str) -> Archive:
     return _open(path, status.st_mtime_ns, status.st_size)
 
 
-# To read an archive's directory for each member would take quadratic time. Two, since threads may be an archive ahead.
+# Reading an archive's directory for each member would take quadratic time. Two, since a thread may read ahead.
 @lru_cache(maxsize=2)
 def _open(path: str, *_version: int) -> Archive:
     return Archive(path)

@@ -30,7 +30,7 @@ MIN_GAIN = 1.1
 """How many times as fast as fp32 a less exact precision must be to be chosen."""
 
 _BATCH = 4  # images per timed call
-_MIN_ROUNDS, _MAX_ROUNDS, _SECONDS = 3, 10, 1.5  # of timing; after these seconds only the minimum is completed
+_MIN_ROUNDS, _MAX_ROUNDS, _SECONDS = 3, 10, 1.5  # of timing; after the seconds, only the minimum of rounds is done
 
 
 @dataclass(frozen=True)

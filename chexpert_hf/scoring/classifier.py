@@ -351,7 +351,7 @@ class CheXpertClassifier:
     def side_by_side(self) -> "Sequence[CheXpertClassifier]":
         """Return classifiers with the same scores that can be used at the same time, each in its own thread.
 
-        There is only this one unless each member's runtime can be multiplied; see `Runtime.side_by_side`.
+        Returns only this one if a member's runtime cannot work on several calls at once; see `Runtime.side_by_side`.
         """
         runtimes = [member.runtime.side_by_side() for member in self.members]
         if min(map(len, runtimes)) == 1:

@@ -18,7 +18,7 @@ AUC_MARGIN = 1.0  # of Yuan et al. 2021 for CheXpert
 MAP_SHARPNESS = 4.0  # weight of a map's strongest cell in `map_loss`; 4 found focal findings of phantoms best
 CENTRED = 0.02  # unit of `centring_loss`, as a share of an image's side
 
-_MAX_OFFSET = 5.0  # units at which a distance is clipped
+_MAX_OFFSET = 5.0  # in units of CENTRED; longer offsets are clipped
 _MIN_MASS = 1e-20
 
 

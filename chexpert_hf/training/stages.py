@@ -55,7 +55,7 @@ class Stages:
         return folder
 
     def after_first_stage(self) -> Recipe:
-        """Return the recipe of the main training; if there is a conditional first stage, train it and start from it.
+        """Return the recipe of the main training. A conditional first stage, if any, is trained now and is its `init`.
 
         In the first stage, the label of a child in the label hierarchy counts only where its parent is positive.
         """

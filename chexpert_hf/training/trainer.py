@@ -37,7 +37,7 @@ from chexpert_hf.training.recipe import Recipe
 METRIC = SCORE.removeprefix("eval_")
 EVALUATION_BATCH_SIZE = 64
 CENTRED_IMAGES = 8  # per batch, for the centring loss
-MAX_WORKERS = 16  # they read more than a GPU trains on
+MAX_WORKERS = 16  # enough to keep a GPU busy
 COMPILED_FROM = 4000  # steps that repay a minute or two of compilation
 
 

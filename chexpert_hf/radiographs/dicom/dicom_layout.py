@@ -1,7 +1,7 @@
 """Reads how the pixels of a DICOM file are stored (size, samples, bits, sign), and chooses a decoder.
 
-Missing elements are derived from the others. A compressed image's own header must agree with the DICOM header: the
-latter may declare 100 x 100 pixels, and a JPEG 2000 image have 60,000 x 60,000, for which its decoder takes memory.
+Missing elements are derived from the others. A compressed image's own header must agree with the DICOM header, since
+decoders go by the former: a JPEG 2000 image declared as 100 x 100 pixels could really have 60,000 x 60,000.
 """
 
 import io
@@ -149,7 +149,7 @@ def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[st
 
 
 def _num_frames(header: Header, is_compressed: bool) -> int:
-    """Return the number of frames. Take 1 for an unreadable number if pixels are not compressed: their amount tells."""
+    """Return the number of frames; 1 if it is unreadable and pixels are uncompressed, since their amount is checked."""
     first, _, last = (part.strip() for part in header.text("NumberOfFrames").partition(" OF "))
     if first.isdecimal() and last.isdecimal():
         return int(last)

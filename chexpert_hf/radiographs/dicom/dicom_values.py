@@ -31,7 +31,7 @@ _MAX_SHOWN = 24
 
 @dataclass(frozen=True)
 class Header:
-    """A DICOM header, read by keyword ("WindowCenter"); RadiographErrors name the element whose value is ambiguous."""
+    """A DICOM header, read by keyword ("WindowCenter"). An ambiguous value is a RadiographError naming its element."""
 
     dataset: Dataset
     notes: list[str]  # a line for each element that was missing and derived, or unusable and ignored
@@ -65,7 +65,7 @@ class Header:
         return values.pop() if values else None
 
     def integer(self, keyword: str) -> int | None:
-        """Return the only number of an element as an integer, as `number` does; RadiographError if it is not whole."""
+        """Return `number(keyword)` as an integer; RadiographError if it is not a whole number."""
         value = self.number(keyword)
         if value is not None and (not math.isfinite(value) or value != int(value)):
             raise RadiographError(
@@ -99,7 +99,7 @@ class Header:
         tag = tag_for_keyword(keyword)
         if tag is None or tag not in self.dataset:
             return b"", "<", None
-        element = self.dataset.get_item(tag, keep_deferred=True)  # keep_deferred: also an empty one stays unconverted
+        element = self.dataset.get_item(tag, keep_deferred=True)  # keep_deferred: an empty element is not converted
         if not isinstance(element, RawDataElement):
             raise RadiographError(f"Expected a value in the DICOM element {keyword}, got a sequence; correct it.")
         return bytes(element.value or b""), "<" if element.is_little_endian else ">", element.VR

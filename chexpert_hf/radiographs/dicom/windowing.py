@@ -21,10 +21,10 @@ _RANGE_USED = "the range of the pixels was used instead"
 def render(pixels: NDArray[np.integer], header: Header, photometric: str, bits_stored: int) -> NDArray[np.uint8]:
     """Render stored values `(rows, columns)` as a viewer would: bones bright, air dark.
 
-    A VOI lookup table has priority over windows; the first usable window counts. If there is neither, or the rescaling
-    is not usable, images of up to 8 bits keep their full range, as in a PNG. Deeper images rarely fill their range: the
-    smallest value that is not padding becomes black, the largest white. Small values are bright if `photometric` is
-    "MONOCHROME1" or PresentationLUTShape is INVERSE, or both.
+    A VOI lookup table has priority over windows; the first usable window counts. If there is no table and no usable
+    window, or the rescaling is not usable, images of up to 8 bits keep their full range, as in a PNG. Deeper images
+    rarely fill their range: the smallest value that is not padding becomes black, the largest white. Small values are
+    bright if `photometric` is "MONOCHROME1" or PresentationLUTShape is INVERSE, or both.
 
     Each unusable element adds a line to `header.notes`; an incomplete table is a RadiographError.
 

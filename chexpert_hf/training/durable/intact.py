@@ -26,7 +26,7 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch.save raises Run
 
 _READ_ERRORS = (*WRITE_ERRORS, ValueError, LookupError, TypeError, AttributeError, EOFError)
 _PROBE_BYTES = 1 << 20
-_THREADS = 4  # hashing and waiting for the disk release the interpreter
+_THREADS = 4  # hashing and waiting for the disk release the interpreter's lock
 
 
 class CheckpointError(InputError):
