@@ -150,7 +150,7 @@ def _matches(path: str, found: Found, follow_links: bool) -> list[str]:
         raise InputError(f"{path} matches nothing; expected radiographs, folders of them, or ZIP archives.")
     matches = list(map(str, names))
     walk = _Walk(str(root), found, follow_links)
-    outside = {match for match in matches if walk.leads_outside(match)}
+    outside = {match for match in matches if walk.is_outside(os.path.realpath(match))}
     if follow_links:
         found.num_links += sum(match in outside or os.path.islink(match) for match in matches)
         return matches
@@ -202,10 +202,6 @@ class _Walk:
         """Yield the root and all folders below it."""
         return (path for path, sort in self._below(self._root, self._real_root) if sort == "folder")
 
-    def leads_outside(self, path: str) -> bool:
-        """Return whether a path, with all links resolved, is outside the root."""
-        return self._is_outside(os.path.realpath(path))
-
     def _target(self, link: str, real_folder: str) -> tuple[bool, bool]:
         """Return whether a link leads out of the root, and whether it leads to a folder.
 
@@ -221,9 +217,10 @@ class _Walk:
         real = os.path.join(self._real_folder(folder), name)
         if name in ("", ".", "..") or os.path.islink(real):
             real = os.path.realpath(target)
-        return self._is_outside(real), os.path.isdir(real)
+        return self.is_outside(real), os.path.isdir(real)
 
-    def _is_outside(self, real: str) -> bool:
+    def is_outside(self, real: str) -> bool:
+        """Return whether a path in which all links are resolved is outside the root."""
         return real != self._real_root and not real.startswith(self._real_root.rstrip(os.sep) + os.sep)
 
     def _below(self, folder: str, real: str) -> Iterator[tuple[str, _Sort]]:

@@ -172,10 +172,8 @@ class Prediction:
         if isinstance(self.saliency, NoMaps):
             return [("Radiograph", image)]
         name = observation or display_order(self.probabilities, self.positives, self.labels.none_of_these)[0]
-        return [("Radiograph", image), (self._map_title(name), overlay(image, self.saliency.at_size(image.size)[name]))]
-
-    def _map_title(self, observation: str) -> str:
-        return f"Map of {observation}" + (": empty, no positive evidence" if self.maps.is_empty(observation) else "")
+        title = f"Map of {name}" + (": empty, no positive evidence" if self.saliency.is_empty(name) else "")
+        return [("Radiograph", image), (title, overlay(image, self.saliency.at_size(image.size)[name]))]
 
     def _radiograph(self, side: int | None) -> Image.Image | None:
         """Read the radiograph again, at most `side` pixels large; None if `source` is None or cannot be read."""
