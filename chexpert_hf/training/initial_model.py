@@ -98,9 +98,9 @@ def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
 def _fine_tuned(recipe: Recipe) -> CheXpertForImageClassification:
     """Build a model that starts from the weights of the model `recipe.init`.
 
-    The backbone is copied. So is the head if both models have the same observations, hidden layer and multiclass
-    observations. Otherwise, if neither has a hidden layer or multiclass observations, the rows of the observations that
-    both have are copied; all else in the head is random.
+    The backbone is copied. The head is copied as a whole if both models have the same observations, hidden layer and
+    multiclass observations. Otherwise only the rows of shared observations are copied, and only if neither model has a
+    hidden layer or multiclass observations; the rest of the head is random.
     """
     source = load_model(recipe.init)
     if source.config.num_channels != recipe.num_channels:

@@ -281,7 +281,7 @@ class Recipe:
     def policies(self) -> dict[str, str]:
         """The policy for uncertain labels of each observation.
 
-        While the recipe's `observations` are empty, these are CheXpert's 14 and any others that `policy` names.
+        If `observations` is empty, the keys are CheXpert's 14 observations and any others that `policy` names.
         """
         named: Iterable[str] = self.policy
         if isinstance(self.policy, str):

@@ -86,7 +86,7 @@ def train(
     """Train a model on a data set, or on several as one; `output` becomes the model folder.
 
     Args:
-        recipe: All settings of the run; the observations are the data's if it names none.
+        recipe: All settings of the run. If it names no observations, those of the data are used.
         root: The folder of a data set in a layout that is recognised, or several such folders.
         output: A new or empty folder; with `resume`, the folder of the run to resume.
         resume: Resume from the newest intact checkpoint in `output/checkpoints`, or start if there is none.

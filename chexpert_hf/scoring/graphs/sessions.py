@@ -185,7 +185,7 @@ class TorchRuntime(Runtime):
 class OpenVINORuntime(Runtime):
     """A graph, an `.xml` file, in OpenVINO on the CPU. All of OpenVINO's threads work on one call; other calls wait.
 
-    The precision must fit the graph: FP32 or BF16 for float32 weights, else that of the export, FP16 or INT8.
+    `precision` must fit the graph's weights: FP32 or BF16 for float32, FP16 for fp16, INT8 for int8.
     """
 
     name = RuntimeName.OPENVINO.value
