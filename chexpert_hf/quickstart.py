@@ -33,8 +33,8 @@ Progress = Callable[[str, float], None]
 def run_quickstart(output: Path, progress: Progress) -> Evaluation:
     """Train and evaluate a small model on phantoms; write everything into the new folder `output`.
 
-    It holds `phantoms` (training data), `unseen` (evaluation data), `model` and `overlays`, and appears once all of
-    them are complete. Returns the model's evaluation on `unseen`. Raises FolderError if `output` is not empty.
+    `output` holds `phantoms` (training data), `unseen` (evaluation data), `model` and `overlays`, and appears once all
+    are complete. Returns the model's evaluation on `unseen`. Raises FolderError if `output` is not empty.
     """
     recipe = Recipe.load(RECIPE)
     with new_folder(output) as folder:

@@ -119,7 +119,7 @@ def terms_of(names: Sequence[str]) -> Terms:
 
 
 def each_terms(names: Sequence[str]) -> list[Terms]:
-    """Return the terms of each data set in folders of these names; equal terms only once."""
+    """Return the terms of the data sets whose folders have these names, without duplicates."""
     found = {}
     for name in names:
         given = _entry(name)["terms"]
@@ -136,7 +136,7 @@ def write_terms(folder: Path, terms: Sequence[Terms]) -> None:
 def read_terms(folder: Path) -> list[Terms]:
     """Read the terms of all data and models that the weights in a folder come from; empty if unknown or unreadable.
 
-    A folder of an earlier version has no `terms.json`: then the terms of the data sets in its `evaluation.json`.
+    If there is no `terms.json`, as in older folders, return the terms of the data sets named in `evaluation.json`.
     """
     names = [item.name for item in fields(Terms)]
     try:
@@ -149,9 +149,9 @@ def read_terms(folder: Path) -> list[Terms]:
 
 
 def with_initial_terms(own: Terms, initial: Sequence[Terms], name: str) -> Terms:
-    """Return the terms of a fine-tuned model: `own`, of its data, joined with `initial`, of its initial model.
+    """Join a fine-tuned model's terms: those of its training data, `own`, and those of its initial model, `initial`.
 
-    `name` is the initial model's name. The limits of the initial model's data are left out.
+    `name` is the name of the initial model. Licences and citations are joined; the limits are those of `own`.
     """
     if not initial:
         return own

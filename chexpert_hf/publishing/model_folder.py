@@ -53,8 +53,8 @@ def assess_predictions(
     """Compute metrics with 95 % intervals, also by subgroup, from a model's probabilities.
 
     `probabilities` are `(num_images, num_labels)`; `dataset` holds the images' labels, of the same observations in the
-    same order. `replicates` is the number of bootstrap resamples of patients. Returns the model's entry in `models` of
-    the result of `assessment.assess`, and `replicates`.
+    same order. `replicates` is the number of bootstrap resamples of patients. The result is the model's entry in
+    `assessment.assess(...)["models"]`, with `replicates` added.
     """
     labels = split_labels(dataset, config.blank_labels)
     result = assess(
@@ -79,9 +79,9 @@ def evaluation_record(
 ) -> dict[str, Any]:
     """Return the contents of `evaluation.json`: counts and AUROCs.
 
-    With `assessment`, also intervals, subgroups and their gaps, and the numbers of true and false positives and
-    negatives at each operating point. If the model is calibrated later, only the results at operating points become
-    wrong, and `refresh_folder` removes them: calibration moves probabilities, but not their order.
+    With `assessment`, also intervals, subgroups, the gaps between subgroups, and the confusion matrix at each operating
+    point. `refresh_folder` removes the confusion matrices once the model is calibrated; AUROCs stay valid, since
+    calibration keeps the order of the probabilities.
 
     Args:
         evaluation: On the validation split.
@@ -167,7 +167,7 @@ def _initial_terms(init: str) -> list[Terms]:
         return []
     try:
         known = read_terms(model_folder(init))
-    except InputError:  # a folder that is gone must not cost the model that was trained
+    except InputError:  # the trained model is saved even if the folder of its initial model is gone
         known = []
     return known or [Terms(licence=f"They are in the card of {public_name(init)}.", license_name=None)]
 
@@ -179,9 +179,9 @@ def save_imported_folder(
     origin: ImportedFrom,
     final: Path | None = None,
 ) -> None:
-    """Write the complete folder of a model that others trained; other files stay, but not an earlier model's results.
+    """Write the complete folder of a model that others trained.
 
-    `final` is the path to which `folder` will be moved; None if it stays.
+    Other files stay, except an earlier model's results. `final` is where `folder` will be moved to; None if it stays.
     """
     name, model_id = readable(folder.resolve().name), _model_id(final or folder)
     _write(folder, model, processor, None, sources=[origin], name=name, terms=origin, model_id=model_id)
@@ -196,14 +196,14 @@ def _write(
     **card: Any,
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # of a folder that is written again
+    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # an earlier model's checksums
     model.save_pretrained(folder, state_dict=state_dict)
     processor.save_pretrained(folder)
     make_readable(folder / "model.safetensors")
     write_json(folder / REFERENCE_FILE, reference_scores(CheXpertClassifier(model, processor)))
     if "record" in card:
         write_json(folder / EVALUATION_FILE, card["record"])
-    else:  # results in the folder are of an earlier model
+    else:  # remove an earlier model's results
         for name in (EVALUATION_FILE, RECIPE_FILE, CURVE_FILE):
             (folder / name).unlink(missing_ok=True)
     write_terms(folder, sources)
@@ -213,22 +213,22 @@ def _write(
 
 
 def _model_id(folder: Path) -> str:
-    """Return the path from which a card's examples load the model: as given, or its last part if it is absolute."""
+    """Return the path that a card's examples show: the given one, or only the folder's name if it is absolute."""
     return readable(folder.name if folder.is_absolute() else folder.as_posix())
 
 
 def refresh_folder(folder: Path) -> None:
     """Update reference scores, card and checksums of a folder whose weights or config have changed.
 
-    The card gets the folder's name and new sections on calibration and operating points; see `refresh_card`. Calls at
-    the former operating points are removed from `evaluation.json`.
+    The card gets the folder's name and new sections on calibration and operating points; see `refresh_card`. Results
+    that depend on the former probabilities or operating points are removed from `evaluation.json`.
     """
-    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # of the files as they were
+    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # the files are about to change
     if (file := folder / EVALUATION_FILE).exists():
         record = json.loads(file.read_text(encoding="utf-8"))
         others = [entry for result in record.get(_SECOND_STANDARDS, ()) for entry in result["figures"]]
         for entry in (*record.get("observations", ()), *others):
-            for name in _OF_PROBABILITIES:  # by the probabilities and thresholds as they were
+            for name in _OF_PROBABILITIES:
                 entry.pop(name, None)
         write_json(file, record)
     classifier = CheXpertClassifier.from_pretrained(folder, device="cpu")
@@ -244,15 +244,15 @@ def refresh_folder(folder: Path) -> None:
 def add_reference_metrics(folder: Path, result: Mapping[str, Any], data: str) -> None:
     """Add a result of `assess_reference` to the `evaluation.json` and the card of a model folder; renew its checksums.
 
-    It replaces an earlier result against the same reference standard on data of the same name, `data`, such as
-    "NIH, valid".
+    `data` is the name of the data, such as "NIH, valid". An earlier result on data of this name, against the same
+    reference standard, is replaced.
     """
     file, card = folder / EVALUATION_FILE, folder / CARD_FILE
     record = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     replaced = (result["reference"], data)
     kept = [item for item in record.get(_SECOND_STANDARDS, ()) if (item["reference"], item["data"]) != replaced]
     record[_SECOND_STANDARDS] = [*kept, {"data": data, **result}]
-    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # of the files as they were
+    (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # the files are about to change
     write_json(file, record)
     if card.exists():
         write_text(card, refresh_references(card.read_text(encoding="utf-8"), record))

@@ -1,11 +1,11 @@
 """Uploads model folders to repositories on the Hub, and the app to a Space: staged whole, then sent in one commit.
 
 Only the files that `chexpert_hf.models.model_files` lists as public are sent: no checkpoints, optimizer states,
-pickles, logs or hashed patient ids. The client's own `upload_folder` may divide a folder into several commits, so that
-a reader could find weights of one model beside the config of another; hence `create_commit`.
+pickles, logs or hashed patient ids. The Hub client's `upload_folder` may divide a folder into several commits, and a
+download in between would mix two models. `create_commit` sends everything at once.
 
-A Space has the files of `space/`, one version of one model, a copy of this package, which is on no index, and the
-package's requirements. Gradio is not among them: a Space gets the version that its README names.
+A Space has the files of `space/`, one version of one model, a copy of this package, since it is not on PyPI, and the
+package's requirements. Gradio is not a requirement: a Space gets the version that its README names.
 """
 
 import re
@@ -55,7 +55,7 @@ class PublishError(InputError):
 
 @dataclass(frozen=True)
 class Published:
-    """The result of sending a folder to the Hub, or of a dry run; `files` are those sent, with their sizes."""
+    """The result of sending a folder to the Hub, or of a dry run; `files` are the files sent, with their sizes."""
 
     repo_id: str
     url: str  # of the commit or pull request; empty for a dry run
@@ -69,9 +69,9 @@ def stage_model(source: Path, repo_id: str, staging: Path, model_id: str | None 
     The card's examples load the model from `model_id`, or from the repository if None. Returns the copied files.
 
     Raises:
-        PublishError: If the folder is incomplete, an ensemble, has no checksums, its card is incomplete or of other
-            weights, or it cannot be loaded.
-        ChecksumError: If a file is not as it was when the folder was saved.
+        PublishError: If the folder is incomplete or an ensemble, has no checksums or an incomplete card, cannot be
+            loaded, or does not compute the scores in its `reference.json`.
+        ChecksumError: If a file has changed since the folder was saved.
     """
     _expect_complete(source)
     recorded = {file for record in read_records(source).values() for file in record.sha256}
@@ -163,7 +163,7 @@ def send_folder(
     """Send all files of a folder in one commit to a repository, or to a Space if `repo_type` is "space".
 
     Files of the repository that the folder lacks are deleted if `is_ours(path)` says that this package wrote them.
-    `message` is the commit's; other arguments and HubError are as for `push_model`.
+    `message` is the commit message; other arguments and HubError are as for `push_model`.
     """
     expect_token(api)
     files = listing(folder)
@@ -191,9 +191,9 @@ def stage_space(
 ) -> Listing:
     """Write all files of a Space to a new or empty folder, and list them.
 
-    If `model` is a model folder, it becomes part of the Space, without example drawings of findings that it has no
-    output for. If it is a repository, the Space loads the present commit of `revision`, and shows only drawings whose
-    finding that model detects.
+    If `model` is a model folder, it becomes part of the Space, with example drawings only of findings that the model
+    scores. If it is a repository, the Space loads the present commit of `revision`; it gets all example drawings, and
+    shows only those whose finding the model detects.
 
     Raises:
         InputError: If `staging` is not empty, or the model folder is not fit to be published.
@@ -233,9 +233,9 @@ def stage_space(
 def push_space(
     model: str, space_id: str, *, revision: str = "main", private: bool = False, api: HfApi | None = None
 ) -> Published:
-    """Create or update a Space in one commit; a new one, `private` or not, runs on the Hub's free processors.
+    """Create or update a Space in one commit; a new Space runs on the Hub's free CPUs.
 
-    Arguments are as for `stage_space`.
+    `private` is for a new Space; other arguments are as for `stage_space`.
 
     Raises:
         InputError: See `stage_space`.
@@ -256,7 +256,7 @@ def push_space(
 
 
 def requirements() -> list[str]:
-    """Return the package's declared requirements, OpenVINO and timm, but not Gradio, which a Space installs by itself.
+    """Return a Space's requirements: those of the package, OpenVINO and timm, without Gradio, which every Space has.
 
     Raises InputError if the package is not installed.
     """

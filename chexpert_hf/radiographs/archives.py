@@ -26,21 +26,21 @@ ZIP_MAGIC = b"PK\x03\x04"
 
 
 class ArchiveMember(NamedTuple):
-    """A ZIP archive's path and the name of a file in it; "" if the archive is unreadable or has no radiograph."""
+    """A file in a ZIP archive: the archive's path, and the file's name in it."""
 
     archive: str
-    name: str
+    name: str  # "" if the archive is unreadable or has no radiograph
 
     def __str__(self) -> str:
         return f"{self.archive}/{self.name}" if self.name else self.archive
 
 
 RadiographFile: TypeAlias = str | Path | ArchiveMember
-"""A path or an archive's member: `str()` names it in messages, `source_of` makes it readable."""
+"""A path or an archive's member; `str()` gives its name for messages, `source_of` what `open_radiograph` reads."""
 
 
 class Archive:
-    """An open ZIP archive; RadiographError if it is damaged, has too many files, or is too large unpacked."""
+    """An open ZIP archive. Raises RadiographError if it is damaged, has too many files, or is too large unpacked."""
 
     def __init__(self, path: str) -> None:
         with refusing("Expected a ZIP archive, this one is damaged or none; pack it again."):
@@ -60,7 +60,7 @@ class Archive:
         self._members = {stored if counts[name := _name_of(one)] > 1 else name: one for stored, one in last.items()}
 
     def names(self) -> list[str]:
-        """Return the members that are files, not folders, each name once, sorted folder by folder."""
+        """Return the names of the files, not of folders, without duplicates and sorted folder by folder."""
         return sorted((name for name in self._members if not name.endswith("/")), key=lambda name: name.split("/"))
 
     def head(self, name: str) -> bytes | None:
@@ -70,7 +70,7 @@ class Archive:
         return None
 
     def read(self, name: str) -> bytes:
-        """Return a member's content; a damaged, encrypted, too large or missing one, or a ZIP, is a RadiographError."""
+        """Return a member's content; RadiographError if it is missing, damaged, encrypted, too large or another ZIP."""
         data = self._read(name, MAX_MEMBER_BYTES + 1)
         if data.startswith(ZIP_MAGIC):
             raise RadiographError("Expected a radiograph, got an archive in an archive; unpack it.")
@@ -79,7 +79,7 @@ class Archive:
     def _read(self, name: str, num_bytes: int) -> bytes:
         with refusing("The archive is damaged here, expected a whole file; pack it again."):
             member = self._members[name]
-            path = PureWindowsPath(member.filename)  # which knows both separators and drives
+            path = PureWindowsPath(member.filename)  # understands drives and both kinds of slashes
             if path.anchor or ".." in path.parts:
                 raise RadiographError("Expected a name below the archive, this one leads out of it; pack it again.")
             if member.flag_bits & _ENCRYPTED:
@@ -96,7 +96,7 @@ class Archive:
 
 
 def _name_of(member: zipfile.ZipInfo) -> str:
-    """Return a member's name with "/" between folders, and as UTF-8 where macOS omitted the flag for it."""
+    """Return a member's name with "/" between folders; UTF-8 is recognised without its flag, which macOS omits."""
     name = member.filename
     if not member.flag_bits & _UTF8_NAME:
         with suppress(UnicodeError):
@@ -105,13 +105,13 @@ def _name_of(member: zipfile.ZipInfo) -> str:
 
 
 def open_archive(path: str) -> Archive:
-    """Return an open archive; the last two are kept open and reused while size and modification time are the same."""
+    """Open an archive. The last two archives stay open and are reused while size and modification time are the same."""
     with refusing("File not found, expected a ZIP archive; check the path."):
         status = Path(path).stat()
     return _open(path, status.st_mtime_ns, status.st_size)
 
 
-# Reading the directory for each member would take quadratic time; two, since threads may read the next one ahead.
+# Reading an archive's directory for each member would take quadratic time. Two, since a thread may read ahead.
 @lru_cache(maxsize=2)
 def _open(path: str, *_version: int) -> Archive:
     return Archive(path)
@@ -128,7 +128,7 @@ def is_archive(path: str | Path) -> bool:
 
 
 def source_of(file: RadiographFile) -> str | Path | bytes:
-    """Return a path unchanged, or the content of an archive's member; RadiographError if that cannot be read."""
+    """Return a path unchanged, or the content of an archive's member; RadiographError if the member is unreadable."""
     if not isinstance(file, ArchiveMember):
         return file
     archive = open_archive(file.archive)

@@ -59,7 +59,7 @@ def find_radiographs(paths: Sequence[str | Path], listed: Iterable[str] = (), *,
 
     Args:
         paths: Files, folders, ZIP archives, or glob patterns such as `scans/**/*.png`.
-        listed: Further paths, as from `read_list`: no patterns, and a missing one is returned like a radiograph, too.
+        listed: Further paths, such as from `read_list`, without patterns; missing ones are returned like radiographs.
         follow_links: Whether to follow links that lead out of a folder that is searched, as in snapshots of the Hub's
             cache, datalad and DVC. A link that is itself in `paths` or `listed` is always followed.
 
@@ -110,10 +110,10 @@ def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Ite
 
 
 def archive_members(path: str, found: Found, *, others: bool = False) -> Iterator[ArchiveMember]:
-    """Yield the radiographs in an archive; a member of empty name if the archive has none or cannot be read.
+    """Yield the radiographs in an archive; one member with an empty name if it has none or cannot be read.
 
-    DICOM files without an image are counted in `found`. Archives in the archive are yielded, too, and with `others`
-    also files that are no images, so that reading them reports the error.
+    DICOM files without an image are counted in `found`. Archives in the archive are yielded like radiographs, and with
+    `others` also files that are no images: reading them reports an error.
     """
     try:
         archive = open_archive(path)
@@ -126,7 +126,7 @@ def archive_members(path: str, found: Found, *, others: bool = False) -> Iterato
             continue
         kind = _kind_of(name, archive.head, lambda name: BytesIO(archive.read(name)))
         found.num_imageless += kind is _Kind.IMAGELESS
-        # An archive in the archive is taken, to be reported: it was packed for the radiographs in it.
+        # An archive in the archive is reported, since it was probably packed for the radiographs in it.
         if kind is _Kind.RADIOGRAPH or is_archive(name) or (others and kind is _Kind.OTHER):
             taken = True
             yield ArchiveMember(path, name)
@@ -150,7 +150,7 @@ def _matches(path: str, found: Found, follow_links: bool) -> list[str]:
         raise InputError(f"{path} matches nothing; expected radiographs, folders of them, or ZIP archives.")
     matches = list(map(str, names))
     walk = _Walk(str(root), found, follow_links)
-    outside = {match for match in matches if walk.leads_outside(match)}
+    outside = {match for match in matches if walk.is_outside(os.path.realpath(match))}
     if follow_links:
         found.num_links += sum(match in outside or os.path.islink(match) for match in matches)
         return matches
@@ -169,7 +169,7 @@ def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path
     start = parts.index("**")
     rest = parts[start + 1 :]
     for base in root.glob("/".join(parts[:start])) if start else [root]:
-        # Not by `glob` and `pathlib`: of links to folders, one runs in circles along them and the other skips them.
+        # Not by `glob`, which follows links to folders in circles, and not by `pathlib`, which skips such links.
         for folder in _Walk(str(base), Found(), follow_links).folders():
             yield from _glob(Path(folder), rest, follow_links) if rest else [Path(folder)]
 
@@ -202,10 +202,6 @@ class _Walk:
         """Yield the root and all folders below it."""
         return (path for path, sort in self._below(self._root, self._real_root) if sort == "folder")
 
-    def leads_outside(self, path: str) -> bool:
-        """Return whether a path, with all links resolved, is outside the root."""
-        return self._is_outside(os.path.realpath(path))
-
     def _target(self, link: str, real_folder: str) -> tuple[bool, bool]:
         """Return whether a link leads out of the root, and whether it leads to a folder.
 
@@ -221,9 +217,10 @@ class _Walk:
         real = os.path.join(self._real_folder(folder), name)
         if name in ("", ".", "..") or os.path.islink(real):
             real = os.path.realpath(target)
-        return self._is_outside(real), os.path.isdir(real)
+        return self.is_outside(real), os.path.isdir(real)
 
-    def _is_outside(self, real: str) -> bool:
+    def is_outside(self, real: str) -> bool:
+        """Return whether a path in which all links are resolved is outside the root."""
         return real != self._real_root and not real.startswith(self._real_root.rstrip(os.sep) + os.sep)
 
     def _below(self, folder: str, real: str) -> Iterator[tuple[str, _Sort]]:
@@ -249,7 +246,7 @@ class _Walk:
                     self._found.num_links += is_link
                     yield from self._below(entry.path, target)
             elif is_skipped:
-                self._found.num_outside += _has_radiographs_name(entry.path)
+                self._found.num_outside += _may_be_radiograph(entry.path)
             else:
                 yield entry.path, "link" if is_link else "file"
 
@@ -276,7 +273,7 @@ def _kind_of(name: str, head: Callable[[str], bytes | None], whole: Callable[[st
     if suffix in _OTHER_THAN_DICOM:
         return _Kind.RADIOGRAPH
     has_suffix = suffix in IMAGE_SUFFIXES
-    kind_by_name = _Kind.RADIOGRAPH if _has_radiographs_name(name) else _Kind.OTHER  # reported when it is read
+    kind_by_name = _Kind.RADIOGRAPH if _may_be_radiograph(name) else _Kind.OTHER  # reported when it is read
     start = head(name)
     if start is None:
         return kind_by_name
@@ -312,15 +309,10 @@ def is_system_file(name: str) -> bool:
     return parts[-1].startswith("._") or not _SYSTEM_NAMES.isdisjoint(parts)
 
 
-def _has_radiographs_name(name: str) -> bool:
-    """Return whether a name has the suffix of an image, or one of those that `_may_be_dicom` accepts."""
-    return _suffix(name) in IMAGE_SUFFIXES or _may_be_dicom(name)
-
-
-def _may_be_dicom(name: str) -> bool:
-    """Return whether a name has the suffix of DICOM files, a number (`1.2.840.1`), or none (`IM0001`)."""
+def _may_be_radiograph(name: str) -> bool:
+    """Return whether a name has an image's suffix, a number (`1.2.840.1`) or none; DICOM files have the last two."""
     suffix = _suffix(name)
-    return suffix in ("", ".dcm", ".dicom") or suffix[1:].isdigit()
+    return not suffix or suffix in IMAGE_SUFFIXES or suffix[1:].isdigit()
 
 
 def _suffix(name: str) -> str:

@@ -30,8 +30,8 @@ class RadiographError(InputError):
     """The input cannot be read as one radiograph.
 
     `reason` is one line of at most 200 characters: what was expected, what was given and what to do. It never holds a
-    path, a file name or text from the input, so that it can be shown and logged. `naming` sets `name`, such as a path,
-    and `str()` puts it before the reason.
+    path, a file name or text from the input, so that it can be shown and logged. `name`, such as a path, is set by
+    `naming`; `str()` puts the name before the reason.
     """
 
     def __init__(self, reason: str) -> None:
@@ -99,7 +99,7 @@ def to_8_bit(pixels: NDArray[np.unsignedinteger]) -> NDArray[np.uint8]:
 
 
 def look_up(pixels: NDArray[np.integer], table: NDArray[np.uint8], lowest: int = 0) -> NDArray[np.uint8]:
-    """Return `table[pixels - lowest]`, band by band to save memory, since numpy's indices take 8 bytes each."""
+    """Return `table[pixels - lowest]`, computed in bands of rows, since numpy's indices take 8 bytes per pixel."""
     grey = np.empty(pixels.shape, dtype=np.uint8)
     rows = max(1, _BAND_PIXELS // pixels.shape[1])
     for top in range(0, pixels.shape[0], rows):

@@ -35,7 +35,7 @@ class Radiograph:
     original_size: tuple[int, int]  # the full image's (width, height) when upright
     is_colour: bool = False  # also False if it was not checked: for DICOM, and without `with_colour`
     is_lateral: bool | None = None  # by the DICOM header; None if that does not say, and for other formats
-    other_subject: str = ""  # the DICOM element that says it is no chest radiograph, such as "BodyPartExamined is HIP"
+    other_subject: str = ""  # the DICOM element that rules out a chest radiograph, such as "BodyPartExamined is HIP"
     notes: tuple[str, ...] = ()  # a line for each DICOM element that was missing and derived, or unusable and ignored
 
 

@@ -94,11 +94,11 @@ def _begins_with_element(head: bytes) -> bool:
 def read_raster(
     stream: BinaryIO, file_format: str, target_size: int | None, *, with_colour: bool
 ) -> tuple[Image.Image, tuple[int, int], bool]:
-    """Decode one image file, whose format is given as `format_of` returns it; RadiographError if it is damaged.
+    """Decode an image file, whose format is one from `format_of`; RadiographError if the file is damaged.
 
     Returns the upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour.
-    A large JPEG may be decoded smaller, if its sides stay well above `target_size` pixels; in full size if it is None.
-    Colour is checked only if `with_colour` is set (False otherwise), since a colour JPEG must be decoded twice for it.
+    If `target_size` is not None, a large JPEG is decoded smaller, with sides well above that many pixels. Without
+    `with_colour`, the file counts as not in colour: for the check, a colour JPEG is decoded a second time.
     """
     try:
         if file_format == "PNG":
@@ -147,7 +147,7 @@ def _unreadable(stream: BinaryIO, file_format: str, error: Exception) -> Radiogr
 
 
 def read_pillow(image: Image.Image, *, with_colour: bool) -> tuple[Image.Image, bool]:
-    """Convert a Pillow image to upright mode L. Also return whether it was in colour; False without `with_colour`."""
+    """Convert a Pillow image to upright mode L. Also return whether it was in colour, always False if not checked."""
     check_size(*image.size)
     with refusing("The Pillow image cannot be decoded, it is damaged, cut short or closed; open it again."):
         gray, _ = _upright_gray(image)
@@ -157,7 +157,8 @@ def read_pillow(image: Image.Image, *, with_colour: bool) -> tuple[Image.Image, 
 def _check_png_chunks(stream: BinaryIO) -> None:
     """Check a PNG's lengths, checksums and end mark, which Pillow does not, and its numbers of chunks and of texts.
 
-    Raise RadiographError for too many, EOFError or struct.error for damage. Source: PNG (Third Edition), section 5.
+    Raise EOFError or struct.error for damage, RadiographError for too many chunks or texts. Source: PNG (Third
+    Edition), section 5.
     """
     num_texts = 0
     stream.seek(8)
@@ -194,7 +195,7 @@ def _upright_gray(image: Image.Image) -> tuple[Image.Image, bool]:
     """Return a new image in mode L, turned by the EXIF orientation, and whether that swapped its width and height."""
     gray = _gray_16_bit(image) if image.mode in _MODES_16_BIT else _gray_8_bit(image)
     orientation = image.getexif().get(ExifTag.Orientation)
-    gray.info = {}  # where damaged EXIF data would be written back
+    gray.info = {}  # else damaged EXIF data in it would be written back
     if orientation in range(2, 9):
         gray.getexif()[ExifTag.Orientation] = orientation
         ImageOps.exif_transpose(gray, in_place=True)

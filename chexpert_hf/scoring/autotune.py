@@ -30,12 +30,12 @@ MIN_GAIN = 1.1
 """How many times as fast as fp32 a less exact precision must be to be chosen."""
 
 _BATCH = 4  # images per timed call
-_MIN_ROUNDS, _MAX_ROUNDS, _SECONDS = 3, 10, 1.5  # of timing; no round beyond the minimum starts later
+_MIN_ROUNDS, _MAX_ROUNDS, _SECONDS = 3, 10, 1.5  # of timing; after the seconds, only the minimum of rounds is done
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen runtime and precision, the measured speeds if several opened, and the runtimes that were skipped."""
+    """The chosen runtime and precision, the speeds of the candidates, and the runtimes that were skipped."""
 
     runtime: RuntimeName
     precision: Precision
@@ -52,7 +52,7 @@ class Choice:
 def choice_file(
     model: CheXpertForImageClassification, input_size: tuple[int, int], asked: tuple[RuntimeName, Precision]
 ) -> Path:
-    """Return the path of the file, in the user's cache, with the choice for a model on this machine; it need not exist.
+    """Return the path, in the user's cache, of the file for a model's choice on this machine; the file may be missing.
 
     Args:
         model: Only its architecture counts, not its weights.
@@ -89,12 +89,12 @@ def remember(path: Path, choice: Choice) -> None:
 
 
 def choose(opened: Mapping[Candidate, Runtime], shape: tuple[int, int, int], skipped: Sequence[str]) -> Choice:
-    """Time the opened runtimes and return the fastest; a single one is returned without timing.
+    """Time the opened runtimes and choose one by `fastest`; a single one is chosen without timing.
 
     Args:
         opened: The runtimes to choose from, by name and precision.
         shape: (channels, height, width) of the random images to time them on.
-        skipped: Lines on the runtimes that could not be opened, stored in the choice.
+        skipped: A line for each runtime that could not be opened; stored in the choice.
     """
     if len(opened) == 1:
         return Choice(*next(iter(opened)), {}, skipped)

@@ -55,10 +55,10 @@ class CheXpertClassifier:
     """Scores chest radiographs with one model. Not a medical device.
 
     Args:
-        model: The network; it is put into evaluation mode, and scores in it even if it is trained meanwhile.
+        model: The network. It is put into evaluation mode, now and for each batch, in case it is trained in between.
         processor: The model's image processor.
-        runtime: The network opened in a library, from `open_runtime`; PyTorch in float32 on the model's device if None.
-        gate: Judges whether an image is a chest radiograph at all; no such check if None.
+        runtime: Computes the scores, from `open_runtime`; PyTorch in float32 on the model's device if None.
+        gate: Decides whether an image is a chest radiograph at all; no such check if None.
 
     Attributes:
         members: The classifiers whose outputs are averaged: only this one, unless it is a `CheXpertEnsemble`.
@@ -97,10 +97,10 @@ class CheXpertClassifier:
             runtime: "torch", "onnx", "openvino", or "auto" for the fastest that is available; see `open_runtime`.
             precision: "fp32", "bf16", "fp16", "int8", or "auto". fp32 gives the same scores in every runtime; the
                 others are faster, and change probabilities by up to .01 (int8 .03).
-            device: Such as "cpu" or "cuda:1"; if None, a GPU where there is one and the runtime can use it.
+            device: Such as "cpu" or "cuda:1". None is a GPU if there is one and the runtime can use it, else the CPU.
             revision: Branch, tag or commit of a repository.
             autotune: Whether "auto" on a CPU times the runtimes and precisions on first use, and keeps the choice in
-                the user's cache; for False see `open_runtime`.
+                the user's cache. If False, a fixed order decides; see `open_runtime`.
 
         Raises:
             ModelFolderError: If there is no CheXpert model, its weights do not fit its configuration, or the members of
@@ -192,15 +192,15 @@ class CheXpertClassifier:
         batch_size: int = BATCH_SIZE,
         errors: Literal["raise", "return"] = "raise",
     ) -> Prediction | RadiographError | Sequence[Prediction | RadiographError]:
-        """Score one radiograph or a list of them; the gate, if there is one, judges each.
+        """Score one radiograph or a list of them; the gate, if there is one, checks each.
 
         Args:
             inputs: A path, bytes, binary file object, PIL image or array; a list or tuple of these, or a column of a
                 `datasets.Dataset`, gives a list of results.
             saliency: Whether to compute saliency maps, too.
             batch_size: Radiographs per forward pass.
-            errors: Treatment of inputs that cannot be read. "raise": the first one's RadiographError is raised.
-                "return": the error takes the place of the prediction. Errors name the file without its folder, and the
+            errors: Treatment of inputs that cannot be read. "raise": raise the RadiographError of the first one.
+                "return": return the error in place of the prediction. Errors name the file without its folder, and the
                 index in a list.
 
         Raises:
@@ -294,7 +294,7 @@ class CheXpertClassifier:
 
     @property
     def preparation(self) -> Preparation:
-        """The members' image processors and the gate without the models, so that it can be sent to another process."""
+        """Reads and prepares radiographs for this classifier; holds no model and can be sent to another process."""
         return Preparation(tuple(member.processor for member in self.members), self.gate)
 
     def read(self, source: RadiographSource | ArchiveMember) -> Radiograph:
@@ -318,7 +318,7 @@ class CheXpertClassifier:
         computing: deque[tuple[list[Prepared], Callable[[], list[_Output]]]] = deque()
         while batch := list(islice(radiographs, batch_size)):
             computing.append((batch, self._compute(batch, saliency)))
-            # A GPU computes the next batch while the rows of this one are made.
+            # A GPU computes the next batch while the predictions of this one are built.
             if len(computing) > (not self.is_on_cpu):
                 yield from self._predictions(*computing.popleft())
         for each in computing:
@@ -336,7 +336,7 @@ class CheXpertClassifier:
         return all(member.runtime.is_on_cpu for member in self.members)
 
     def compiled(self) -> "CheXpertClassifier":
-        """Return a classifier with compiled networks; this one where compiling does not help (see `Runtime.compiled`).
+        """Return a classifier with compiled networks, or this one if compiling does not help; see `Runtime.compiled`.
 
         The first batch is slow, since it compiles; later ones are faster. Scores differ by rounding errors only.
         """
@@ -351,7 +351,7 @@ class CheXpertClassifier:
     def side_by_side(self) -> "Sequence[CheXpertClassifier]":
         """Return classifiers with the same scores that can be used at the same time, each in its own thread.
 
-        Only this one is returned unless the runtimes of all members offer several; see `Runtime.side_by_side`.
+        Returns only this one if a member's runtime cannot work on several calls at once; see `Runtime.side_by_side`.
         """
         runtimes = [member.runtime.side_by_side() for member in self.members]
         if min(map(len, runtimes)) == 1:
@@ -389,7 +389,7 @@ class CheXpertClassifier:
     def _mean_maps(self, maps: list[Tensor], size: tuple[int, int]) -> SaliencyMaps | NoMaps:
         """Average the members' maps, each `(num_labels, h, w)`, at the finest of their resolutions.
 
-        `size` is the radiograph's (width, height). Without maps, return `NoMaps`.
+        `size` is the radiograph's (width, height). Return `NoMaps` if `maps` is empty.
         """
         if not maps:
             return NoMaps()

@@ -47,12 +47,12 @@ class Prediction:
             1 is the strongest evidence for any observation in this radiograph, and a map without positive evidence is 0
             everywhere. Otherwise an empty mapping; looking up an observation raises ValueError.
         notes: A line for each part of the file that was replaced or ignored in reading it, such as an unusable window.
-        gate: The gate's verdict on whether the image is a chest radiograph; None if there is no gate or it was not
-            asked.
+        gate: The gate's verdict on whether the image is a chest radiograph; None without a gate, or if the radiograph
+            was not prepared for the gate.
         operating_points: Lowest probability at which each observation is called positive.
         labels: The model's observations with their definitions.
-        source: The input of `predict`, to be read again for pictures; None if that is impossible (open file, member of
-            an archive) or if prepared radiographs were scored.
+        source: The input of `predict`, to be read again for pictures; None if it cannot be (open file, member of an
+            archive) or if prepared radiographs were scored.
     """
 
     probabilities: Mapping[str, float]
@@ -94,18 +94,18 @@ class Prediction:
     def plot(self, observation: str | None = None) -> "Figure":
         """Draw the radiograph, the map of an observation, and all scores with their operating points.
 
-        The radiograph is left out if `source` cannot be read again, the map also if maps were not requested.
+        If `source` cannot be read again, only the scores are drawn; without maps, only the radiograph and the scores.
 
         Args:
-            observation: The map to show; if None, that of the most probable positive observation, or of the most
-                probable one if none is positive. No Finding does not count.
+            observation: Whose map to show. None: the most probable of the positive observations, or of all if none is
+                positive, except No Finding.
 
         Raises:
             ValueError: If an observation is given, and maps were not requested.
             KeyError: If the model has no such observation.
         """
         if observation is not None:
-            self.maps.peak(observation)  # raises if there is none
+            self.maps.peak(observation)  # raises ValueError or KeyError
         return _figure(self._pictures(observation, _FIGURE_SIDE), self._rows()[::-1])
 
     def overlay(self, observation: str, opacity: float = 0.5) -> Image.Image:
@@ -171,11 +171,9 @@ class Prediction:
             return []
         if isinstance(self.saliency, NoMaps):
             return [("Radiograph", image)]
-        name = observation or shown_first(self.probabilities, self.positives, self.labels.none_of_these)[0]
-        return [("Radiograph", image), (self._map_title(name), overlay(image, self.saliency.at_size(image.size)[name]))]
-
-    def _map_title(self, observation: str) -> str:
-        return f"Map of {observation}" + (": empty, no positive evidence" if self.maps.is_empty(observation) else "")
+        name = observation or display_order(self.probabilities, self.positives, self.labels.none_of_these)[0]
+        title = f"Map of {name}" + (": empty, no positive evidence" if self.saliency.is_empty(name) else "")
+        return [("Radiograph", image), (title, overlay(image, self.saliency.at_size(image.size)[name]))]
 
     def _radiograph(self, side: int | None) -> Image.Image | None:
         """Read the radiograph again, at most `side` pixels large; None if `source` is None or cannot be read."""
@@ -191,23 +189,25 @@ class Prediction:
 
 
 def by_probability(probabilities: Mapping[str, float]) -> list[str]:
-    """Sort observations by falling probability; of equal ones, CheXpert's come first, in its order."""
+    """Sort observations by falling probability; among equal ones, those of CheXpert come first, in CheXpert's order."""
     return sorted(CHEXPERT.in_order(probabilities), key=lambda name: -probabilities[name])
 
 
-def shown_first(
+def display_order(
     probabilities: Mapping[str, float], positives: Mapping[str, bool], none_of_these: str | None
 ) -> list[str]:
-    """Sort observations: those that are called positive, then the others, each by falling probability.
+    """Sort observations for display: first the positive ones, then the others, each by falling probability.
 
-    `none_of_these` (No Finding) is left out, unless it is the only one: its map points at nothing.
+    `none_of_these`, such as "No Finding", is left out unless there is no other, since its map means nothing.
     """
     names = sorted(by_probability(probabilities), key=lambda name: not positives[name])
     return [name for name in names if name != none_of_these] or names
 
 
-def called_above(probabilities: Mapping[str, float], positives: Mapping[str, bool], without: str | None) -> list[str]:
-    """Return the observations that are called positive, by falling probability, except `without` (No Finding)."""
+def sorted_positives(
+    probabilities: Mapping[str, float], positives: Mapping[str, bool], without: str | None
+) -> list[str]:
+    """Return the positive observations by falling probability, except `without`, such as "No Finding"."""
     return [name for name in by_probability(probabilities) if positives[name] and name != without]
 
 

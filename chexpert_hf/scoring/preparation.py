@@ -24,8 +24,8 @@ class Prepared:
         gray: Gray levels `(1, height, width)`, a tensor for each member of the classifier.
         size: (width, height) of the radiograph in pixels, before resizing.
         notes: As in `Prediction`.
-        gate_input: The image for the gate; None if the gate is not to judge it, or has done so already.
-        verdict: The gate's verdict, if it has judged already, else None.
+        gate_input: The image for the gate; None if the gate shall not check it, or has checked it already.
+        verdict: The gate's verdict; None if it has not checked the image yet, or never will.
         source: As in `Prediction`.
     """
 

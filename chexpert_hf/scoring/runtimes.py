@@ -23,7 +23,6 @@ from chexpert_hf.scoring.graphs.sessions import (
     SESSIONS,
     Runtime,
     TorchRuntime,
-    cuda_has_bf16,
     openvino_has_bf16,
     torch_has_bf16,
 )
@@ -64,11 +63,11 @@ def open_runtime(
         precision: One of `Precision`. "auto" is bf16 where the processor has instructions for it (a CUDA GPU, or a
             CPU with PyTorch or OpenVINO; see `autotune`), else fp32. fp16 needs PyTorch on a GPU, or an exported graph;
             int8 needs an exported graph.
-        device: Such as "cpu" or "cuda:1"; if None, a GPU where there is one and the runtime can use it.
+        device: Such as "cpu" or "cuda:1". None is a GPU if there is one and the runtime can use it, else the CPU.
         input_size: (height, width) in pixels of the images to score.
-        autotune: Whether "auto" on a CPU is the fastest of fp32 and bf16 in PyTorch and OpenVINO (ONNX Runtime only
-            without OpenVINO), timed on first use and kept in the cache; bf16 only if it is a tenth faster. If False, it
-            is the first that opens of OpenVINO, ONNX Runtime and PyTorch, in bf16 if the CPU supports it.
+        autotune: What "auto" means on a CPU. True: the fastest of fp32 and bf16 in PyTorch and OpenVINO (ONNX Runtime
+            only without OpenVINO), timed on first use and kept in the cache; bf16 only if it is a tenth faster. False:
+            OpenVINO, else ONNX Runtime, else PyTorch, whichever can be opened, in bf16 if the CPU supports it.
 
     Raises:
         InputError: If the runtime, precision or device does not exist, is not installed, or needs a graph that has not
@@ -136,14 +135,14 @@ def _has_choice(names: Sequence[RuntimeName], precision: Precision) -> bool:
 def _open_fastest(
     names: Sequence[RuntimeName], precision: Precision, open_one: _Open, shape: tuple[int, int, int], file: Path
 ) -> Runtime | None:
-    """Open the choice stored in `file`; without a usable one, time the runtimes `names` and open the fastest.
+    """Open the choice stored in `file`; if that is missing or fails, time the runtimes `names` and open the fastest.
 
-    `precision` is the one asked for, which may be AUTO; `open_one` opens a runtime in one precision; `shape` is that
-    of the images to time on. The new choice is stored unless an installed runtime could not be opened. Returns None if
-    none could be opened.
+    `precision` is the one that the user asked for, maybe AUTO; `open_one` opens a runtime in one precision; `shape` is
+    the shape of the images to time on. The new choice is stored unless an installed runtime could not be opened.
+    Returns None if no runtime could be opened.
     """
     if known := tuning.recall(file):
-        with suppress(Exception):  # it has broken since: what there is now is timed
+        with suppress(Exception):  # the chosen runtime may have broken since: time those that there are now
             opened = open_one(known.runtime, known.precision)
             opened.reason += known.note()
             return opened
@@ -153,7 +152,7 @@ def _open_fastest(
         if name is RuntimeName.ONNX and candidates:
             continue  # as fast as OpenVINO at best, and converting takes a quarter of a minute
         try:
-            for each in _tried(name, precision):
+            for each in _precisions_to_time(name, precision):
                 candidates[name, each] = open_one(name, each)
         except Exception as error:  # noqa: BLE001 - as in `open_runtime`
             skipped.append(f"{_TITLES[name]}: {_line(error)}")
@@ -168,13 +167,14 @@ def _open_fastest(
     return chosen
 
 
-def _tried(name: RuntimeName, precision: Precision) -> Iterator[Precision]:
+def _precisions_to_time(name: RuntimeName, precision: Precision) -> Iterator[Precision]:
     """Yield the precisions to time for a runtime: the one asked for; for "auto" fp32 and, if supported, bf16."""
     if precision is not Precision.AUTO:
         yield precision
         return
     yield Precision.FP32
-    if (name is RuntimeName.OPENVINO and openvino_has_bf16()) or (name is RuntimeName.TORCH and torch_has_bf16()):
+    on_torch = name is RuntimeName.TORCH and torch_has_bf16(torch.device("cpu"))
+    if on_torch or (name is RuntimeName.OPENVINO and openvino_has_bf16()):
         yield Precision.BF16
 
 
@@ -193,8 +193,7 @@ def _open(
 
 def _open_torch(model: CheXpertForImageClassification, precision: Precision, device: torch.device) -> Runtime:
     if precision is Precision.AUTO:
-        has_bf16 = torch_has_bf16() if device.type == "cpu" else cuda_has_bf16(device)
-        precision = Precision.BF16 if has_bf16 else Precision.FP32
+        precision = Precision.BF16 if torch_has_bf16(device) else Precision.FP32
     if precision is Precision.FP16 and device.type == "cpu":
         raise InputError("fp16 is for GPUs; on a CPU it is slower than fp32")
     opened = TorchRuntime(model, precision, device)

@@ -20,10 +20,10 @@ Box: TypeAlias = tuple[float, float, float, float]  # left, top, right and botto
 
 
 def positive_maps(saliency: Tensor) -> Tensor:
-    """Set the negative values of one image's maps `(num_labels, h, w)` to 0, and scale the others to [0, 1].
+    """Set the negative values of one image's maps `(num_labels, h, w)` to 0, and scale the maps to [0, 1].
 
-    All maps are divided by the same number, the largest value in any of them, so that they can be compared;
-    without a positive value, all are 0.
+    All maps are divided by the largest value in any of them, so that they can be compared. If no value is positive, all
+    become 0.
     """
     maps = saliency.float().clamp(min=0)
     return maps / maps.amax().clamp(min=torch.finfo(maps.dtype).tiny)
@@ -62,7 +62,7 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
     Attributes:
         positive: The maps `(num_labels, h, w)` at the model's resolution, from `positive_maps`.
         observations: Names of the maps, in order.
-        size: (width, height) that maps are resized to: the radiograph's.
+        size: (width, height) of the radiograph, to which maps are resized.
         box: The part of the radiograph that the model saw, in pixels of `size`.
     """
 
@@ -81,7 +81,7 @@ class SaliencyMaps(Mapping[str, NDArray[np.float32]]):
         return len(self.observations)
 
     def __eq__(self, other: object) -> bool:
-        """Return whether the maps are those of the other one, also at the same size."""
+        """Return whether maps, observations, size and box are equal."""
         if not isinstance(other, SaliencyMaps):
             return NotImplemented
         own, others = ((tuple(maps.observations), maps.size, maps.box) for maps in (self, other))
@@ -163,7 +163,7 @@ def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float =
 
 
 def overlay_of(image: Image.Image, maps: SaliencyMaps, observation: str, opacity: float = 0.5) -> Image.Image:
-    """Draw the map of an observation over its radiograph, like `overlay`; on an empty map, a line of text says so.
+    """Draw the map of an observation over its radiograph, like `overlay`; write on the picture if the map is empty.
 
     `maps` must have the image's size (see `SaliencyMaps.at_size`).
     """

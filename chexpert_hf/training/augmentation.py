@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from chexpert_hf.training.recipe import Recipe
 
-_NUM_DRAWN = 14
+_NUM_DRAWN = 13
 _CHANCE_OF_BORDER = 0.3
 _CHANCE_OF_WHITE = 0.3  # of frames; the others are black
 
@@ -58,12 +58,12 @@ class RadiographAugmentation:
     def _framed(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Draw a black or white frame around some of the images.
 
-        The columns of `drawn` `(batch, 7)`, in [0, 1], decide: whether there is a frame, its colour, its width at the
-        left, right, top and bottom; the last one is unused.
+        The columns of `drawn` `(batch, 6)`, in [0, 1], decide: whether there is a frame, its colour, its width at the
+        left, right, top and bottom.
         """
         has_frame = drawn[:, 0] < _CHANCE_OF_BORDER
         level = 255.0 * (drawn[:, 1] < _CHANCE_OF_WHITE)[:, None, None, None]
-        left, right, top, bottom = (self.recipe.border * drawn[:, 2:6] * has_frame[:, None]).unbind(dim=1)
+        left, right, top, bottom = (self.recipe.border * drawn[:, 2:] * has_frame[:, None]).unbind(dim=1)
         rows = torch.arange(images.shape[-2], device=images.device) / images.shape[-2]
         columns = torch.arange(images.shape[-1], device=images.device) / images.shape[-1]
         is_row = (rows >= top[:, None]) & (rows < 1 - bottom[:, None])  # (B, height)
@@ -75,7 +75,7 @@ class RadiographAugmentation:
         return torch.from_numpy(np.stack([one.uniform(-1, 1, size=_NUM_DRAWN) for one in generators])).float()
 
     def _matrices(self, drawn: Tensor, images: Tensor) -> Tensor:
-        """Return the matrices `(batch, 2, 3)` for `affine_grid`, in whose coordinates a side of an image has length 2.
+        """Return the matrices `(batch, 2, 3)` for `affine_grid`, whose coordinates go from -1 to 1 along each side.
 
         The first four columns of `drawn`, in [-1, 1], decide: rotation, zoom, horizontal shift and vertical shift.
         """

@@ -102,7 +102,7 @@ class TrainingTargets:
 
 
 def positive_weights(targets: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Return the ratio of 0s to 1s in each column of `targets` `(num_rows, num_labels)`; 1 if it lacks either."""
+    """Return the ratio of 0s to 1s in each column of `targets` `(num_rows, num_labels)`; 1 if it has no 0s or no 1s."""
     positive, negative = (targets == POSITIVE).sum(axis=0), (targets == NEGATIVE).sum(axis=0)
     has_both = (positive > 0) & (negative > 0)
     return np.where(has_both, negative / np.maximum(positive, 1), 1).astype(np.float32)

@@ -38,7 +38,7 @@ def cached_images(
             fewer than `FILES_FOR_PROCESSES` files.
 
     Raises:
-        RadiographError: If a file cannot be read; it names the file.
+        RadiographError: If a file cannot be read; the message names the file.
         RecipeError: If the disk has too little room.
     """
     if cache == "none":

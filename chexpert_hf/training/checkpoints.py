@@ -22,7 +22,7 @@ def checkpoints_by_step(folder: Path) -> list[Path]:
 
 
 def best_checkpoints(folder: Path, count: int) -> list[Path]:
-    """Return up to `count` checkpoints by descending validation AUROC; those that have none come last."""
+    """Return up to `count` checkpoints by descending validation AUROC; checkpoints without an AUROC come last."""
     checkpoints = checkpoints_by_step(folder)
     history = [entry for path in checkpoints for entry in _state_of(path).get("log_history", ())]
     scores = {entry["step"]: entry[SCORE] for entry in history if not math.isnan(entry.get(SCORE, math.nan))}
@@ -30,7 +30,7 @@ def best_checkpoints(folder: Path, count: int) -> list[Path]:
 
 
 def is_finished(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written at the last step of its run, by its `trainer_state.json`."""
+    """Return whether a checkpoint is of the last step of its run, as its `trainer_state.json` says."""
     state = _state_of(checkpoint)
     return state.get("global_step", 0) >= state.get("max_steps", math.inf)
 

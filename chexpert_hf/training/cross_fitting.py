@@ -56,10 +56,10 @@ def calibrate_by_folds(
     data_name: str,
     train_without: Callable[[int], Path],
 ) -> CalibratedModel:
-    """Calibrate a model in place and choose its operating points, by logits for the images in `train`.
+    """Calibrate a model in place and choose its operating points, using out-of-fold logits of the images in `train`.
 
-    Each fold's logits come from a model that has not seen it: `train_without` takes the number of the fold, from 0, and
-    returns that model's folder. `data_name` is recorded in the config of the calibrated model.
+    `train_without(fold)` returns the folder of a model trained without that fold, counted from 0; this model computes
+    the fold's logits. `data_name` is recorded in the config of the calibrated model.
     """
     folds = recipe.calibration_folds
     part = fold_of_images(train, folds)

@@ -22,7 +22,7 @@ def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
     """Return a recipe with `observations` and `label_set` filled in, from its field `labels` or else from the data.
 
     Raises:
-        InputError: If `labels` is no label set, or the data have no layout that is recognised.
+        InputError: If `labels` is not a label set, or the layout of the data is not recognised.
     """
     if recipe.observations and recipe.label_set and recipe.labels is None:
         return recipe
@@ -31,19 +31,19 @@ def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
     chosen = labels.among(recipe.observations or labels.names)
     if chosen.none_of_these is None:  # "Normal" of a user's table is not a finding
         chosen = replace(chosen, none_of_these=same_label("No Finding", chosen.names))
-    # Empty stands for CheXpert's, so that a set without further properties names its headline.
+    # An empty `label_set` means CheXpert's, so a set without further properties gets its headline in writing.
     known = {} if chosen == CHEXPERT.among(chosen.names) else chosen.to_dict() or {"headline": list(chosen.names)}
     return recipe.override(observations=chosen.names, label_set=known)
 
 
 def with_stated_labels(recipe: Recipe, train: datasets.Dataset, say: Callable[[str], None]) -> Recipe:
-    """Return the recipe without the observations of which it knows no training image's label.
+    """Return the recipe without the observations for which no training image has a usable label.
 
-    Their outputs would stay random: each label is -100 (not stated), blank where the recipe counts blanks as unknown,
-    or uncertain where its policy learns from the other labels. `say` is called with a line that names them, and with
-    one on observations that no training image has.
+    A label is not usable if it is -100 (not stated); blank, if the recipe counts blanks as unknown; or uncertain, if
+    its policy learns only from certain labels. `say` is called with a line that names the removed observations, and one
+    that names those that no training image has.
 
-    A run without one fold of the images has the outputs of the run on all of them: its recipe stays as it is.
+    A recipe with a `held_out_fold` is returned unchanged, since all folds must have the outputs of the whole run.
 
     Raises:
         RecipeError: If no observation is left.
@@ -51,7 +51,7 @@ def with_stated_labels(recipe: Recipe, train: datasets.Dataset, say: Callable[[s
     if recipe.held_out_fold is not None:
         return recipe
     labels, policies = np.asarray(train["labels"][:]), recipe.policies
-    # A teacher labels uncertain images of U-SelfTrained alone.
+    # Without a given teacher, one is trained on the certain labels of U-SelfTrained, as U-Ignore does.
     from_others = [UncertaintyPolicy.U_IGNORE, *([] if recipe.teacher else [UncertaintyPolicy.U_SELF_TRAINED])]
     learns_others = [policies[name] in from_others for name in recipe.observations]
     is_unknown = (labels == IGNORED) | ((labels == UNCERTAIN) & learns_others)
@@ -80,7 +80,7 @@ def load_data(
     check_files: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> datasets.DatasetDict:
-    """Load the splits `train` and `valid` of a recipe whose labels are filled in.
+    """Load the splits `train` and `valid` of a recipe that `with_labels` has completed.
 
     Options and errors are those of `load_dataset`. If the recipe has a `held_out_fold`, that fold of the training
     images becomes `valid`. Which patients are held out does not depend on the seed.

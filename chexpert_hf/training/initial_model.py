@@ -98,9 +98,9 @@ def _config(recipe: Recipe, backbone: Mapping[str, Any]) -> CheXpertConfig:
 def _fine_tuned(recipe: Recipe) -> CheXpertForImageClassification:
     """Build a model that starts from the weights of the model `recipe.init`.
 
-    The backbone is copied. So is the head if both models have the same observations, hidden layer and multiclass
-    observations. Otherwise, if neither has a hidden layer or multiclass observations, the rows of the observations that
-    both have are copied; all else in the head is random.
+    The backbone is copied. The head is copied as a whole if both models have the same observations, hidden layer and
+    multiclass observations. Otherwise only the rows of shared observations are copied, and only if neither model has a
+    hidden layer or multiclass observations; the rest of the head is random.
     """
     source = load_model(recipe.init)
     if source.config.num_channels != recipe.num_channels:
@@ -135,7 +135,8 @@ def _has_row_per_observation(config: CheXpertConfig) -> bool:
 def changes_to_initial(recipe: Recipe) -> list[str]:
     """Return lines for the user on how a run differs from the model that it fine-tunes; empty for a new model.
 
-    They name the observations that this model lacks, and the run's image size unless the recipe sets the model's own.
+    One names the observations that the initial model lacks. Another gives the image size, unless the recipe sets it and
+    it is that of the initial model.
     """
     if recipe.init in ("imagenet", "random"):
         return []
@@ -167,8 +168,8 @@ def image_size_of(recipe: Recipe) -> int:
 def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
     """Build the image processor: a new one, or that of the model to fine-tune; both resize to the recipe's image size.
 
-    A new one normalises by the mean and standard deviation of ImageNet, or of a pretrained timm backbone; a single
-    channel by these values averaged over the three channels.
+    A new one normalises by mean and standard deviation of ImageNet, or of a pretrained timm backbone. For one channel,
+    the values of the three colours are averaged.
     """
     side = image_size_of(recipe)
     values: dict[str, Any] = {"size": {"height": side, "width": side}}
@@ -191,10 +192,10 @@ def num_devices() -> int:
 
 
 def expect_trainable_batches(recipe: Recipe, model: CheXpertForImageClassification, train: datasets.Dataset) -> None:
-    """Raise RecipeError if BatchNorm gets a single value per channel in some batch of the run.
+    """Raise RecipeError if some batch of the run has a single value per channel, which BatchNorm cannot train on.
 
-    Raise it also if `drop_last` leaves no batch, or if `sync_batch_norm` is set without GPUs or for several GPUs in one
-    process.
+    Raise it also if `drop_last` leaves no batch, or if `sync_batch_norm` is set without GPUs, or with several GPUs in
+    one process.
     """
     devices, gpus = num_devices(), torch.cuda.device_count()
     if recipe.sync_batch_norm and not torch.cuda.is_available():

@@ -18,7 +18,7 @@ AUC_MARGIN = 1.0  # of Yuan et al. 2021 for CheXpert
 MAP_SHARPNESS = 4.0  # weight of a map's strongest cell in `map_loss`; 4 found focal findings of phantoms best
 CENTRED = 0.02  # unit of `centring_loss`, as a share of an image's side
 
-_MAX_OFFSET = 5.0  # units at which a distance is clipped
+_MAX_OFFSET = 5.0  # in units of CENTRED; longer offsets are clipped
 _MIN_MASS = 1e-20
 
 
@@ -71,8 +71,8 @@ def map_loss(
 def centring_loss(offsets: Tensor) -> Tensor:
     """Return a loss that brings each map's peak to the image region that drives it: the mean squared length of offsets.
 
-    The offsets `(batch, 2)` are those of `offsets_of_peaks`, as fractions of the image's sides. Lengths are divided by
-    `CENTRED`, about the length that does not matter; above 5 they count as 5.
+    The offsets `(batch, 2)` are those of `offsets_of_peaks`, as fractions of the image's sides. The unit of length is
+    `CENTRED`, an offset that is too small to matter; lengths above 5 units count as 5.
     """
     return (offsets / CENTRED).square().sum(dim=1).clamp(max=_MAX_OFFSET**2).mean()
 

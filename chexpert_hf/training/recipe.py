@@ -22,7 +22,7 @@ BACKBONES = ("densenet121", "densenet169", "densenet201", "resnet50", "convnext_
 DEFAULT_IMAGE_SIZE = 320
 """Height and width in pixels of a run that does not fine-tune a model of this package, as in the paper."""
 
-_NUM_BLOCKS = 4  # in each of them, so that five halvings lead to the last feature maps
+_NUM_BLOCKS = 4  # of each of these backbones; an image's side is halved once more than that
 _REMOVED = "register_maps"  # a field of earlier recipes without influence on the weights
 
 _RANGES: dict[str, Callable[[Any], bool]] = {
@@ -49,9 +49,9 @@ class RecipeError(InputError):
 
 
 def _value(default: Any, text: str, expected: str | None = None, *, flag: bool | str = False) -> Any:
-    """Declare a field of the recipe: its description `text`, and a number's range `expected`, a key of `_RANGES`.
+    """Declare a field of the recipe. `text` describes it; `expected`, a key of `_RANGES`, is the range of a number.
 
-    If `flag` is not False, `chexpert-hf train` has an option for it; a string is the option that switches it off.
+    If `flag` is True, `chexpert-hf train` has an option for the field; a string is an option that sets it to False.
     """
     return field(default=default, metadata={"text": text, "expected": expected, "flag": flag})
 
@@ -71,7 +71,7 @@ class Recipe:
     layout: str | None = _value(
         None, "Layout of the data, such as nih or table:image=FILE,patient=PID; recognised if not given.", flag=True
     )
-    # The properties of the observations beside their names, as `LabelSet.to_dict` gives it; CheXpert's if empty.
+    # Properties of the observations besides their names, as from `LabelSet.to_dict`; CheXpert's if empty.
     label_set: Mapping[str, Any] = field(default_factory=dict)
     policy: str | Mapping[str, str] = _value(
         "u-ones",
@@ -281,7 +281,7 @@ class Recipe:
     def policies(self) -> dict[str, str]:
         """The policy for uncertain labels of each observation.
 
-        While the recipe's `observations` are empty, these are CheXpert's 14 and any others that `policy` names.
+        If `observations` is empty, the keys are CheXpert's 14 observations and any others that `policy` names.
         """
         named: Iterable[str] = self.policy
         if isinstance(self.policy, str):

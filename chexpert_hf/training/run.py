@@ -61,10 +61,10 @@ REPORTERS = ("none", "tensorboard", "trackio")
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A model folder, its evaluation on the validation split, and which checkpoint it holds (several: an ensemble).
+    """The model folder that a training has written, and the model's evaluation on the validation split.
 
-    `chosen` describes the checkpoint, such as "step 300, the best on these same studies"; "these" are the studies of
-    the evaluation.
+    `chosen` describes the checkpoint that became the model, or an ensemble's checkpoints, such as "step 300, the best
+    on these same studies", which are the studies of the evaluation.
     """
 
     folder: Path
@@ -86,9 +86,9 @@ def train(
     """Train a model on a data set, or on several as one; `output` becomes the model folder.
 
     Args:
-        recipe: All settings of the run; the observations are the data's if it names none.
-        root: The folder of a data set in a layout that is recognised, or several.
-        output: A new or empty folder, or with `resume` that of the run.
+        recipe: All settings of the run. If it names no observations, those of the data are used.
+        root: The folder of a data set in a layout that is recognised, or several such folders.
+        output: A new or empty folder; with `resume`, the folder of the run to resume.
         resume: Resume from the newest intact checkpoint in `output/checkpoints`, or start if there is none.
         report_to: One of `REPORTERS`.
         follow_links: Whether radiographs may be links that lead out of the folder.
@@ -155,9 +155,9 @@ def _train_once(
     report_to: str,
     progress: TrainerCallback | None,
 ) -> TrainingResult:
-    """Train one run of a recipe, and complete its model folder; arguments are those of `train`."""
+    """Train one run of the recipe in `stages`, and complete its model folder; other arguments are those of `train`."""
     recipe, output, say = stages.recipe, stages.output, stages.say
-    start = stages.start()
+    start = stages.after_first_stage()
     soft_labels, teachers = stages.soft_labels(start, data["train"]), stages.teachers()
 
     set_seed(recipe.seed)
@@ -190,7 +190,7 @@ def _train_once(
     # Not by the Trainer, which computes in bf16 or float32 depending on whether it has trained or was resumed.
     try:
         probabilities = predict_dataset(CheXpertClassifier(final.to(trainer.args.device), processor), data["valid"])
-    except NotANumberError as error:  # of weights that are finite and too large
+    except NotANumberError as error:  # the weights are finite, but too large
         raise RecipeError(diverged) from error
     evaluation = evaluate_predictions(probabilities, data["valid"], final.config)
     if trainer.is_world_process_zero():
@@ -221,10 +221,10 @@ def _train_once(
 
 @contextmanager
 def _locked_output(output: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
-    """Context manager: make the folder `output` and write the recipe into it, so that it belongs to this run.
+    """Context manager: make and lock the folder `output`, and write the recipe into it.
 
     Raise RecipeError if `output` is a file, or holds anything but a recipe; with `resume`, if it holds files but no
-    run, or a run of another recipe. Raise FolderError if another run writes into it.
+    recipe, or another recipe. Raise FolderError if another run writes into it.
     """
     if not PartialState().is_main_process:
         PartialState().wait_for_everyone()
@@ -247,7 +247,7 @@ def _locked_output(output: Path, recipe: Recipe, resume: bool) -> Iterator[None]
 
 
 def _seen_by_initial(recipe: Recipe, data: datasets.DatasetDict) -> list[str]:
-    """Return a warning if the model that the training starts from was trained on validation patients."""
+    """Return a list with a warning if the initial model was trained on patients of the validation split, else `[]`."""
     file = Path(recipe.init) / TRAINING_PATIENTS_FILE
     patients = set(data["valid"]["patient"][:])
     shared = overlapping_patients(file, patients) if file.is_file() else ()
@@ -258,10 +258,10 @@ def _seen_by_initial(recipe: Recipe, data: datasets.DatasetDict) -> list[str]:
 
 
 def _write_patients(folder: Path, data: datasets.DatasetDict, recipe: Recipe, *, was_checkpoint_chosen: bool) -> None:
-    """Write hashes of the training patients' ids; and of the validation patients' if a checkpoint was chosen on them.
+    """Write hashed ids of the training patients, and of the validation patients if a checkpoint was chosen on them.
 
-    Those of the model that the training started from, if it is a local folder, are among them. By these files, a later
-    evaluation on the same patients is detected.
+    The ids in the initial model's files are added, if it is a local folder. Later evaluations read the files to detect
+    that they are on the same patients.
     """
     chosen_on = data["valid"]["patient"][:] if was_checkpoint_chosen else []
     for file, patients in ((TRAINING_PATIENTS_FILE, data["train"]["patient"][:]), (SELECTION_PATIENTS_FILE, chosen_on)):
@@ -304,7 +304,7 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> T
 def _judged_observations(
     data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None] = lambda _line: None
 ) -> tuple[str, ...]:
-    """Return the observations with enough positive and negative validation studies, by `judged_observations`.
+    """Return the observations with enough positive and negative validation studies to be evaluated.
 
     `say` is called with a line on the numbers of images, validation studies and returned observations, and with a
     warning if no observation is returned.

@@ -46,7 +46,7 @@ class Stages:
         """Return the model folder of a stage, the subfolder `name`; if it is not complete, train or resume it first."""
         folder = self.output / name
         resume = (folder / RECIPE_FILE).exists()
-        is_complete = resume and CURVE_FILE in (read_checksums(folder) or {})  # the file written last before them
+        is_complete = resume and CURVE_FILE in (read_checksums(folder) or {})  # written last before the checksums
         PartialState().wait_for_everyone()  # all processes have looked before the first one writes
         if is_complete:
             expect_same_recipe(recipe, folder)
@@ -54,10 +54,10 @@ class Stages:
             self.run(recipe, output=folder, resume=resume)
         return folder
 
-    def start(self) -> Recipe:
-        """Train the conditional stage, if any; return the recipe of the main training, which starts from it.
+    def after_first_stage(self) -> Recipe:
+        """Return the recipe of the main training. A conditional first stage, if any, is trained now and is its `init`.
 
-        In that stage, a child in the label hierarchy counts only where its parent is positive.
+        In the first stage, the label of a child in the label hierarchy counts only where its parent is positive.
         """
         recipe = self.recipe
         if not recipe.conditional_epochs:
@@ -72,9 +72,9 @@ class Stages:
     def soft_labels(self, recipe: Recipe, dataset: datasets.Dataset) -> NDArray[np.float32] | None:
         """Return a teacher's probabilities of uncertain labels `(num_rows, num_labels)`, NaN for other labels.
 
-        They are read from `recipe.teacher` if that is a CSV file, or else from `soft_labels.csv` in the run's folder.
-        If that file is missing, the model `recipe.teacher` makes it, or a teacher that is trained for it if the recipe
-        names none. Return None if no observation is under U-SelfTrained.
+        They are read from `recipe.teacher` if that is a CSV file, else from `soft_labels.csv` in the run's folder. If
+        `soft_labels.csv` is missing, it is written first: by the model `recipe.teacher`, or by a teacher trained now if
+        that is None. Return None if no observation has the policy U-SelfTrained.
         """
         observations, teacher = recipe.self_trained_observations, recipe.teacher
         if not observations:
@@ -95,10 +95,10 @@ class Stages:
         return soft
 
     def teachers(self) -> list[CheXpertForImageClassification]:
-        """Return the teachers for distillation: models that the recipe names, or else ones trained here.
+        """Return the teachers for distillation: the models that the recipe names, or else models trained now.
 
-        Those trained here have this recipe and the next seeds. Empty without distillation. Raise RecipeError if a
-        teacher has other observations, or an image processor that makes other pixel values.
+        The latter are trained with the same recipe and the next seeds. The list is empty without distillation. Raise
+        RecipeError if a teacher has other observations, or an image processor that makes other pixel values.
         """
         recipe = self.recipe
         if not recipe.distillation:
@@ -129,8 +129,8 @@ class Stages:
     def without_fold(self, fold: int) -> Path:
         """Return the folder of a model trained without one fold of the training patients, for calibration.
 
-        `fold` counts from 0. The model is trained here, unless the recipe names one for each fold in
-        `calibration_models`, or the folder is complete already.
+        `fold` counts from 0. The model is trained now, unless the recipe names a model for each fold in
+        `calibration_models`, or it has been trained already.
         """
         recipe = self.recipe
         if recipe.calibration_models:
@@ -171,8 +171,8 @@ def _without_self_training(recipe: Recipe, **values: Any) -> Recipe:
 def _write_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe, teacher: CheXpertClassifier) -> None:
     """Write a teacher's probabilities of uncertain labels as CSV.
 
-    The columns are `path` and the observations under U-SelfTrained; there is a row for each image with an uncertain
-    label, in which all other labels are blank. Raise RecipeError if the teacher lacks an observation.
+    The columns are `path` and the observations under U-SelfTrained. Each image with an uncertain label has a row, in
+    which labels that are not uncertain are blank. Raise RecipeError if the teacher lacks an observation.
     """
     observations = list(recipe.self_trained_observations)
     missing = [name for name in observations if name not in teacher.observations]

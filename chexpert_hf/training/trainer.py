@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -23,7 +24,7 @@ from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.labels import IGNORED, POSITIVE, LabelSet
 from chexpert_hf.machine import num_processors
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification, resolve_labels
-from chexpert_hf.scoring.graphs.sessions import cuda_has_bf16, torch_has_bf16
+from chexpert_hf.scoring.graphs.sessions import torch_has_bf16
 from chexpert_hf.training.augmentation import RadiographAugmentation
 from chexpert_hf.training.batches import RadiographDataset, TrainingTargets, positive_weights
 from chexpert_hf.training.cache import cached_images
@@ -36,7 +37,7 @@ from chexpert_hf.training.recipe import Recipe
 METRIC = SCORE.removeprefix("eval_")
 EVALUATION_BATCH_SIZE = 64
 CENTRED_IMAGES = 8  # per batch, for the centring loss
-MAX_WORKERS = 16  # they read more than a GPU trains on
+MAX_WORKERS = 16  # enough to keep a GPU busy
 COMPILED_FROM = 4000  # steps that repay a minute or two of compilation
 
 
@@ -70,8 +71,8 @@ class CheXpertTrainer(DurableCheckpoints):
     def network_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Turn a batch of a RadiographDataset into the network's inputs, with normalised `pixel_values`.
 
-        In training, images are augmented and the teachers' probabilities mixed into `labels`. `index` is removed from
-        `inputs` itself.
+        In training, images are augmented and the teachers' probabilities mixed into `labels`. `inputs` is changed: it
+        loses `index`, and gets these labels.
         """
         gray, indices = inputs["pixel_values"], inputs.pop("index")  # (B, 1, height, width)
         if self.model.training and self.augmentation.is_active:
@@ -132,7 +133,7 @@ class CheXpertTrainer(DurableCheckpoints):
 
 
 class BestCheckpoints(TrainerCallback):
-    """Also evaluates and saves the last step; deletes all checkpoints but the newest and the `count` best by AUROC."""
+    """Evaluates and saves the last step, too; keeps only the newest checkpoint and the `count` best by AUROC."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -201,7 +202,7 @@ def build_trainer(
     weights = positive_weights(resolve_labels(raw, model.config).numpy()) if recipe.class_weights else None
     targets = TrainingTargets(model.config, recipe.seed, soft_labels, weights)
     known = np.nan_to_num(split_labels(data["valid"], recipe.blank_labels), nan=IGNORED)
-    truth = partial(_evaluation_targets, known=torch.from_numpy(known).float())
+    truth = partial(_evaluation_targets, targets=torch.from_numpy(known).float())
     trainer = CheXpertTrainer(
         recipe=recipe,
         teachers=teachers,
@@ -239,7 +240,7 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
     is_cuda = torch.cuda.is_available()
     precision = recipe.precision
     if precision == "auto":
-        precision = "bf16" if _has_bf16() else "fp32"
+        precision = "bf16" if torch_has_bf16(PartialState().device) else "fp32"
     is_long = steps_per_epoch * recipe.epochs >= COMPILED_FROM
     has_warmup = recipe.warmup > 0 and recipe.schedule == "constant"
     return TrainingArguments(
@@ -279,15 +280,8 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
     )
 
 
-def _has_bf16() -> bool:
-    """Return whether the device that trains multiplies bf16: a CUDA GPU, or the CPU where there is no accelerator."""
-    if torch.cuda.is_available():
-        return cuda_has_bf16(torch.device("cuda"))
-    return not torch.accelerator.is_available() and torch_has_bf16()
-
-
 def _num_workers(recipe: Recipe) -> int:
-    """Return the number of data-loader processes; 0 with a cache, where copying a batch is faster than sending it."""
+    """Return the number of data-loader processes; 0 with a cache, since a batch is copied faster than it is sent."""
     if recipe.cache != "none":
         return 0
     if recipe.workers != "auto":
@@ -296,7 +290,7 @@ def _num_workers(recipe: Recipe) -> int:
 
 
 def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: LabelSet) -> dict[str, float]:
-    """Return the AUROC over studies of each observation that has one, and as `METRIC` the mean AUROC.
+    """Return the AUROC over studies of each observation with positive and negative ones, and the mean as `METRIC`.
 
     `studies` names the study of each image. The mean is over the `averaged_observations` of `known.headline`. If the
     model diverged, there is only `METRIC`, which is NaN.
@@ -310,6 +304,6 @@ def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: 
     return {METRIC: evaluation.mean_auroc} | {k: v for k, v in per_observation.items() if not math.isnan(v)}
 
 
-def _evaluation_targets(_labels: Tensor, index: int, known: Tensor) -> dict[str, Tensor]:
-    """Return the targets of a row for evaluation, from those of all rows."""
-    return {"labels": known[index]}
+def _evaluation_targets(_labels: Tensor, index: int, targets: Tensor) -> dict[str, Tensor]:
+    """Return the evaluation targets of an image: row `index` of `targets`, which has those of all images."""
+    return {"labels": targets[index]}

@@ -58,7 +58,7 @@ def machine(monkeypatch, tmp_path) -> Machine:
     monkeypatch.setattr(runtimes, "_open", fast.open)
     monkeypatch.setattr(autotune, "images_per_second", fast.images_per_second)
     monkeypatch.setattr(runtimes, "openvino_has_bf16", lambda: True)
-    monkeypatch.setattr(runtimes, "torch_has_bf16", lambda: True)
+    monkeypatch.setattr(runtimes, "torch_has_bf16", lambda _device: True)
     monkeypatch.setenv("CHEXPERT_HF_CACHE", str(tmp_path / "cache"))
     return fast
 
@@ -187,7 +187,7 @@ def test_a_choice_that_breaks_later_is_made_again(tiny_model, machine):
 
 
 def test_one_candidate_is_not_timed(tiny_model, machine, monkeypatch):
-    monkeypatch.setattr(runtimes, "torch_has_bf16", lambda: False)
+    monkeypatch.setattr(runtimes, "torch_has_bf16", lambda _device: False)
     assert taken(tiny_model, "torch") == ("torch", "fp32")
     assert taken(tiny_model, "openvino", "fp32") == ("openvino", "fp32")
     assert machine.timings == []

@@ -299,7 +299,7 @@ def test_auto_on_a_gpu_is_torch_in_bf16_where_it_has_it(capability, precision, t
 @pytest.mark.parametrize("has_bf16", [True, False])
 def test_auto_precision_is_bf16_where_the_processor_has_it(has_bf16, tiny_model, monkeypatch, openvino):
     monkeypatch.setattr(runtimes, "openvino_has_bf16", lambda: has_bf16)
-    monkeypatch.setattr(runtimes, "torch_has_bf16", lambda: has_bf16)
+    monkeypatch.setattr(runtimes, "torch_has_bf16", lambda _device: has_bf16)
     wanted = "bf16" if has_bf16 else "fp32"
     assert opened(tiny_model, "openvino").precision == wanted
     assert opened(tiny_model, "torch", device="cpu").precision == wanted
@@ -318,7 +318,7 @@ def test_openvino_without_bf16_is_passed_over_where_bf16_is_asked_for(tiny_model
 )
 def test_torch_has_bf16_by_the_processors_instructions(capabilities, has_bf16, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert torch_has_bf16() == has_bf16
+    assert torch_has_bf16(torch.device("cpu")) == has_bf16
 
 
 def test_auto_on_onnx_is_fp32(tiny_model, onnx):

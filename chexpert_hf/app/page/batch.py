@@ -26,7 +26,7 @@ from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import Found, is_system_file, radiographs_in
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.scoring.prediction import called_above, shown_first
+from chexpert_hf.scoring.prediction import display_order, sorted_positives
 from chexpert_hf.scoring.saliency import overlay_of
 
 MAX_FILES = 1000  # radiographs in one list, those in archives included
@@ -50,7 +50,7 @@ class ListedFile(FileResult):
         """The observations that are called positive, by falling probability, without No Finding or its equivalent."""
         if (found := self.prediction) is None:
             return []
-        return called_above(found.probabilities, found.positives, found.labels.none_of_these)
+        return sorted_positives(found.probabilities, found.positives, found.labels.none_of_these)
 
     @property
     def kinds(self) -> list[str]:
@@ -181,7 +181,7 @@ def _add_overlays(archive: zipfile.ZipFile, number: str, item: ListedFile, predi
         return str(error)
     maps = prediction.maps.at_size(image.size)
     folder = f"{number}_{_UNSAFE.sub('_', Path(item.name).stem)[-_MAX_STEM:]}"
-    names = shown_first(prediction.probabilities, prediction.positives, prediction.labels.none_of_these)
+    names = display_order(prediction.probabilities, prediction.positives, prediction.labels.none_of_these)
     for name in (names[0], *(name for name in names[1:] if prediction.positives[name])):
         archive.writestr(f"{folder}/{_UNSAFE.sub('_', name)}.jpg", encode(overlay_of(image, maps, name)))
     return None

@@ -16,7 +16,7 @@ from chexpert_hf.errors import InputError
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, source_of
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError, read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.scoring.prediction import called_above, shown_first
+from chexpert_hf.scoring.prediction import display_order, sorted_positives
 
 DISPLAY_SIZE = 1024
 """Longest side in pixels of the image that comes with the scores. The model gets the file itself."""
@@ -84,7 +84,7 @@ class Study:
     @property
     def above(self) -> list[str]:
         """The observations that are called positive, by falling probability, without No Finding or its equivalent."""
-        return called_above(self.probabilities, self.positives, self.none_of_these)
+        return sorted_positives(self.probabilities, self.positives, self.none_of_these)
 
     @property
     def verdict(self) -> tuple[str, ...]:
@@ -92,9 +92,9 @@ class Study:
         none = self.none_of_these
         return describe_calls(self.above, none, bool(none and self.positives[none]))
 
-    def shown_first(self) -> list[str]:
-        """Return the observations in the order of their maps: positive ones, then others (`prediction.shown_first`)."""
-        return shown_first(self.probabilities, self.positives, self.none_of_these)
+    def display_order(self) -> list[str]:
+        """Return the observations in the order of their maps: positive ones, then others (`prediction.display_order`)."""
+        return display_order(self.probabilities, self.positives, self.none_of_these)
 
     @property
     def has_gate(self) -> bool:

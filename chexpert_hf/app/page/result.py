@@ -38,10 +38,10 @@ def result_html(
     """Return the viewer and the scores, sorted by probability, as HTML; each score is a button for its map.
 
     `points` are the operating points. The viewer opens on the map of the `chosen` observation, or else of the first of
-    `study.shown_first`. `files` are the names of all views' files, for messages on views without scores.
+    `study.display_order`. `files` are the names of all views' files, for messages on views without scores.
     """
     colors = np.rint(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)  # (256, 3)
-    names, numbers, chosen = list(study.probabilities), list(study.views), chosen or study.shown_first()[0]
+    names, numbers, chosen = list(study.probabilities), list(study.views), chosen or study.display_order()[0]
     content = {
         "id": uuid4().hex,  # new each time, so that the browser draws the same file again
         "observations": names,
@@ -81,7 +81,7 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
     """Return a self-contained report of a study as HTML: one printed page with images, maps, scores and disclaimer.
 
     It is HTML, not PDF, to be searchable and readable aloud. It has no script, requests nothing, and holds no file
-    name. It shows at most `_MOST` maps: of the `chosen` observation first, then in the order of `study.shown_first`.
+    name. It shows at most `_MOST` maps: of the `chosen` observation first, then in the order of `study.display_order`.
     """
     return render(
         "report.html",
@@ -98,7 +98,7 @@ def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Imag
     """Yield captions and images: the views, then the maps of the chosen and the first other observations."""
     for number in list(study.views)[:_MOST]:
         yield study.label(number), study.views[number].image(_REPORT_SIDE)
-    names = dict.fromkeys([*filter(None, [chosen]), *study.shown_first()])
+    names = dict.fromkeys([*filter(None, [chosen]), *study.display_order()])
     views = {name: study.views[number] for name, number in study.view_of().items()}
     shown = [name for name in names if not views[name].prediction.maps.is_empty(name)]  # an empty map shows nothing
     for name in shown[:_MOST]:

@@ -1,8 +1,8 @@
 """Reads the pixels of a DICOM file with one frame, such as a CR or DX radiograph, without trusting the file.
 
-pydicom parses and its plugins decode. Only the few elements that describe pixels and view are read. They, the transfer
-syntax, the amount of pixel data, and the compressed image's own header are checked against each other before anything
-is allocated or decoded.
+pydicom parses and its plugins decode. Only the few elements that describe pixels and view are read. These elements, the
+transfer syntax, the amount of pixel data, and the compressed image's own header are checked against each other before
+anything is allocated or decoded.
 """
 
 import logging
@@ -53,7 +53,7 @@ _OTHER_SUBJECTS = {
     "Modality": ("MG", "CT", "MR", "US", "NM", "PT", "ES", "GM", "SM", "OP", "OPT", "IO", "PX", "BMD"),
 }
 """Values that rule out a chest radiograph: regions that chest radiographs are never filed under, and other techniques.
-Blank and unknown values decide nothing. Source: DICOM PS3.16, annex L, and PS3.3, C.7.3.1.1.1."""
+Blank and unknown values rule out nothing. Source: DICOM PS3.16, annex L, and PS3.3, C.7.3.1.1.1."""
 
 _UNDEFINED_LENGTH = 0xFFFFFFFF
 _ITEM, _SEQUENCE_END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
@@ -63,10 +63,10 @@ _QUIET = threading.Lock()
 def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, str, tuple[str, ...]]:
     """Read a DICOM file's only frame as 8-bit pixels; preamble and file meta information may be missing.
 
-    Returns four values: pixels `(rows, columns)` as `windowing.render` makes them, or `(rows, columns, 3)` in RGB for
-    colour images; whether the view is lateral, None if the header does not say; the element that rules out a chest
-    radiograph, such as "BodyPartExamined is BREAST", or ""; and a line for each element that was missing and derived,
-    or unusable and ignored. Raises RadiographError if the file is damaged, or is not one image in a supported encoding.
+    Returns the pixels, `(rows, columns)` from `windowing.render` or RGB `(rows, columns, 3)`; whether the view is
+    lateral, None if the header does not say; the element that rules out a chest radiograph, such as "BodyPartExamined
+    is BREAST", or ""; and a line for each missing element that was derived and each unusable one that was ignored.
+    Raises RadiographError if the file is damaged, or is not one image in a supported encoding.
     """
     damaged = "The DICOM file is damaged or cut short, expected a complete one; copy or export it again."
     try:
@@ -83,8 +83,8 @@ def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, str, t
 def holds_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
     """Return whether a DICOM file holds an image (a report or DICOMDIR does not); True if it is too damaged to tell.
 
-    The storage class in `head`, the first 512 bytes, decides. If it is private or missing, `whole` opens the file,
-    and its pixels decide. Source: DICOM PS3.4, B.5 (storage classes), PS3.10, 7.1 (file meta information).
+    The storage class in `head`, the first 512 bytes, tells. If that is private or missing, `whole` opens the file, to
+    look for pixels. Source: DICOM PS3.4, B.5 (storage classes), PS3.10, 7.1 (file meta information).
     """
     with suppress(*MALFORMED), _silence():
         storage_class = UID(str(read_meta(BytesIO(head), last=_STORAGE_CLASS)[_STORAGE_CLASS].value)).name
@@ -101,7 +101,7 @@ def holds_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Context manager that hides pydicom's warnings and logs, which quote the file; other threads wait meanwhile."""
+    """Context manager that hides pydicom's warnings and logs, which quote the file; one thread at a time is inside."""
     logger = logging.getLogger("pydicom")
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -144,7 +144,7 @@ def _is_lateral(header: Header) -> bool | None:
         view, orientation = header.text("ViewPosition"), header.texts("PatientOrientation")
     except MALFORMED:
         return None
-    if view:  # for an unknown one, such as the mammographic MLO, the orientation would not tell
+    if view:  # even an unknown one, such as the mammographic MLO: the orientation would not tell more
         return _IS_LATERAL.get(view)
     # Only in a lateral view, rows go to the front or back and columns towards the feet.
     rows, columns = (way[:1] for way in orientation) if len(orientation) == 2 else ("", "")
@@ -182,7 +182,7 @@ def _compressed_bits(codestream: bytes, found: FrameHeader | None, header: Heade
     measured = 8 if found.precision <= 8 else 16
     bits = read_bits(header, frame, measured, found.precision)
     stored = min(bits.stored, found.precision)
-    # A sample that was compressed alone is in the lowest bits; if the whole word was compressed, it is where it was.
+    # If only the samples were compressed, they are in the lowest bits; if whole words were, samples kept their place.
     high = bits.high if stored <= bits.high < found.precision else stored - 1
     return replace(bits, allocated=measured, high=high, stored=stored)
 
@@ -209,13 +209,13 @@ def _read_fragments(stream: BinaryIO, max_bytes: int) -> bytes:
         max_bytes -= 8 + length
         if tuple(tag) != _ITEM or max_bytes < 0:
             raise EOFError
-        fragments.append(stream.read(length))  # where it is cut short, the next item's header is missing
+        fragments.append(stream.read(length))  # if this one is cut short, reading the next item's header fails
 
 
 def _decode(
     data: bytes, frame: Frame, syntax: UID, plugin: str, vr: str, bits_allocated: int
 ) -> NDArray[np.unsignedinteger]:
-    """Decode a frame to unsigned words with all bits as stored, `(rows, columns)`, or to RGB, `(rows, columns, 3)`."""
+    """Decode a gray frame to its unsigned words `(rows, columns)`, a colour frame to RGB `(rows, columns, 3)`."""
     options: dict[str, Any] = {
         **asdict(frame),
         "number_of_frames": 1,

@@ -23,7 +23,7 @@ _MAX_REST_BYTES = 1_000_000
 
 
 class InflatedStream(BytesIO):
-    """A deflated data set, decompressed: `read` is for the header, up to 8 MB, `read_last` for pixels of any size."""
+    """A deflated data set, decompressed: `read` reads the header, up to 8 MB, then `read_last` pixels of any size."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -41,7 +41,7 @@ class InflatedStream(BytesIO):
     def read_last(self, size: int) -> bytes:
         """Read the pixels, `size` bytes, as the last read of the stream.
 
-        Up to 1 MB more is decompressed, to notice a truncated file: EOFError if the compressed data break off by then.
+        Up to 1 MB behind the pixels is decompressed, too: EOFError if the data break off there, as in a truncated file.
         """
         data = super().read(size)
         rest = self._inflater.decompress(self._inflater.unconsumed_tail, size - len(data) + _MAX_REST_BYTES)
@@ -51,7 +51,7 @@ class InflatedStream(BytesIO):
 
 
 class _MeteredStream:
-    """A stream for reading a header: RadiographError after too many reads or bytes, since pydicom sets no limit."""
+    """A stream that raises RadiographError after too many reads or bytes, since pydicom does not limit headers."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.seek, self.tell = stream.seek, stream.tell
@@ -70,7 +70,7 @@ class _MeteredStream:
 
 
 def read_meta(stream: BinaryIO, last: int = 0x0002FFFF) -> Dataset:
-    """Read the file meta information (group 2) up to the tag `last`; this group and the preamble may be missing."""
+    """Read the file meta information (group 2) up to the tag `last`; it may be missing, and so may the preamble."""
     stream.seek(0)
     has_preamble = stream.read(_PREAMBLE_BYTES)[128:] == b"DICM"
     stream.seek(_PREAMBLE_BYTES if has_preamble else 0)
@@ -83,10 +83,10 @@ def read_meta(stream: BinaryIO, last: int = 0x0002FFFF) -> Dataset:
 
 
 def open_dataset(stream: BinaryIO, notes: list[str]) -> tuple[BinaryIO, UID]:
-    """Read the file meta information; return a stream that stands at the data set, and the transfer syntax.
+    """Read the file meta information; return a stream positioned at the data set, and the transfer syntax.
 
     The stream is decompressed if the data set is deflated. A missing transfer syntax is guessed from the data set's
-    first bytes, and `notes` gets a line. Raises RadiographError if the transfer syntax is not a standard one.
+    first bytes, with a line in `notes`. Raises RadiographError if the transfer syntax is not a standard one.
     """
     syntax = UID(read_meta(stream).get("TransferSyntaxUID") or "")
     if not syntax:

@@ -1,7 +1,7 @@
 """Reads how the pixels of a DICOM file are stored (size, samples, bits, sign), and chooses a decoder.
 
-Missing elements are derived from the others. A header can declare 100 x 100 pixels although the JPEG 2000 image within
-has 60,000 x 60,000, which the decoder would allocate: so the compressed image's own header must agree.
+Missing elements are derived from the others. A compressed image's own header must agree with the DICOM header, since
+decoders go by the former: a JPEG 2000 image declared as 100 x 100 pixels could really have 60,000 x 60,000.
 """
 
 import io
@@ -52,7 +52,7 @@ class Bits:
 
 
 def read_frame(header: Header, is_compressed: bool) -> Frame:
-    """Read and check the only frame's size and colour type; the header's notes get a line for each missing element."""
+    """Read and check size and colour type of the only frame; add a line to `header.notes` for each missing element."""
     num_frames = _num_frames(header, is_compressed)
     if num_frames != 1:
         raise RadiographError(f"Expected a radiograph, the DICOM file has {num_frames} frames; export one of them.")
@@ -78,10 +78,10 @@ def read_frame(header: Header, is_compressed: bool) -> Frame:
 
 
 def read_bits(header: Header, frame: Frame, measured: int, precision: int | None) -> Bits:
-    """Read which bits of a word hold a sample; the header's notes get a line for each missing element.
+    """Read which bits of a word hold a sample; add a line to `header.notes` for each missing element.
 
-    `measured` is the number of bits per word by the amount of data; `precision` is the number of bits per sample by the
-    compressed image's own header, None if there is no such header.
+    `measured` is the number of bits per word, found from the amount or coding of the data. `precision` is the number of
+    bits per sample in the compressed image's own header, None if there is no such header.
     """
     keywords = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
     allocated, stored, high, sign = (header.integer(keyword) for keyword in keywords)
@@ -111,9 +111,9 @@ def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[st
     """Return the name of the pydicom plugin to decode a compressed image with, and the image's own header.
 
     The header is None for RLE, which has none. One plugin is chosen because pydicom would otherwise try all installed
-    ones in turn: the pixels would depend on what is installed, and a plugin that ignores damage could follow one that
-    reports it. Raises RadiographError if no decoder is installed, the image's header differs from the DICOM header, or
-    samples have more than 16 bits; EOFError or struct.error if the image's header is not complete.
+    plugins in turn: damage that one reports could be ignored by the next, and pixels could differ between machines.
+    Raises RadiographError if no decoder is installed, the image's header differs from the DICOM header, or samples have
+    more than 16 bits; EOFError or struct.error if the image's header is not complete.
     """
     is_j2k = syntax in JPEG2000TransferSyntaxes
     is_ours = is_j2k or syntax == RLELossless  # for which this package requires plugins
@@ -149,7 +149,7 @@ def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[st
 
 
 def _num_frames(header: Header, is_compressed: bool) -> int:
-    """Return the number of frames; 1 if it is unreadable and pixels are uncompressed: their amount is checked later."""
+    """Return the number of frames; 1 if it is unreadable and pixels are uncompressed, since their amount is checked."""
     first, _, last = (part.strip() for part in header.text("NumberOfFrames").partition(" OF "))
     if first.isdecimal() and last.isdecimal():
         return int(last)

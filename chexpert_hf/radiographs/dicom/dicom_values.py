@@ -31,19 +31,19 @@ _MAX_SHOWN = 24
 
 @dataclass(frozen=True)
 class Header:
-    """A DICOM header, read by keyword ("WindowCenter"); a RadiographError names an element with an ambiguous value."""
+    """A DICOM header, read by keyword ("WindowCenter"). An ambiguous value is a RadiographError naming its element."""
 
     dataset: Dataset
     notes: list[str]  # a line for each element that was missing and derived, or unusable and ignored
 
     def numbers(self, keyword: str) -> list[float | None]:
-        """Return all values of an element as numbers, None for a blank one; empty if the element is missing or empty.
+        """Return all values of an element as numbers, None for blank ones; `[]` if the element is missing or empty.
 
         A decimal comma, a trailing unit, semicolons between values, and any numeric or text representation are
-        accepted; an ambiguous number such as "2,048" is an error. NaN and infinity are possible.
+        accepted. Raises RadiographError for an ambiguous number such as "2,048". NaN and infinity are possible.
         """
         data, order, written = self.bytes_of(keyword)
-        # Otherwise as the dictionary says: the first of alternatives.
+        # If the file states none that is known, take the first in pydicom's dictionary, such as US of "US or SS".
         representation = written if written in (*_BINARY, *_TEXT) else dictionary_VR(keyword).split(" ")[0]
         code = _BINARY.get(representation)
         if code is None:
@@ -65,7 +65,7 @@ class Header:
         return values.pop() if values else None
 
     def integer(self, keyword: str) -> int | None:
-        """Return the same as `number`, as an integer; RadiographError if it is not whole."""
+        """Return `number(keyword)` as an integer; RadiographError if it is not a whole number."""
         value = self.number(keyword)
         if value is not None and (not math.isfinite(value) or value != int(value)):
             raise RadiographError(
@@ -95,11 +95,11 @@ class Header:
         return [Header(item, self.notes) for item in items or []]
 
     def bytes_of(self, keyword: str) -> tuple[bytes, str, str | None]:
-        """Return an element's bytes (empty if missing), byte order ("<", ">"), and value representation, if stated."""
+        """Return an element's bytes (b"" if missing), byte order (< or >), and stated value representation, if any."""
         tag = tag_for_keyword(keyword)
         if tag is None or tag not in self.dataset:
             return b"", "<", None
-        element = self.dataset.get_item(tag, keep_deferred=True)  # here: without turning empty ones into values
+        element = self.dataset.get_item(tag, keep_deferred=True)  # keep_deferred: an empty element is not converted
         if not isinstance(element, RawDataElement):
             raise RadiographError(f"Expected a value in the DICOM element {keyword}, got a sequence; correct it.")
         return bytes(element.value or b""), "<" if element.is_little_endian else ">", element.VR

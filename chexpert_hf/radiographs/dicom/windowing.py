@@ -21,12 +21,12 @@ _RANGE_USED = "the range of the pixels was used instead"
 def render(pixels: NDArray[np.integer], header: Header, photometric: str, bits_stored: int) -> NDArray[np.uint8]:
     """Render stored values `(rows, columns)` as a viewer would: bones bright, air dark.
 
-    A VOI lookup table has priority over a window; of several windows the first usable one counts. Without either, or if
-    the window or rescaling is not usable, images of up to 8 bits keep their full range, as in a PNG; in deeper ones,
-    which rarely fill theirs, the smallest value that is not padding becomes black and the largest white. MONOCHROME1
-    and a PresentationLUTShape of INVERSE each mean that small values are bright; images with both are inverted once.
+    A VOI lookup table has priority over windows; the first usable window counts. If there is no table and no usable
+    window, or the rescaling is not usable, images of up to 8 bits keep their full range, as in a PNG. Deeper images
+    rarely fill their range: the smallest value that is not padding becomes black, the largest white. Small values are
+    bright if `photometric` is "MONOCHROME1" or PresentationLUTShape is INVERSE, or both.
 
-    Each element that was not usable gets a line in the header's notes; an incomplete table is a RadiographError.
+    Each unusable element adds a line to `header.notes`; an incomplete table is a RadiographError.
 
     Source: DICOM PS3.3, sections C.7.6.3, C.11.1, C.11.2 and C.11.6.
     """
@@ -79,8 +79,8 @@ def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> N
 def _window(values: NDArray[np.float64], used: NDArray[np.float64], header: Header) -> NDArray[np.float64] | None:
     """Apply the first usable window to `values`; return the result in 0..1, or None if no window is usable.
 
-    Both arrays come from `_modality`: `values` for every stored value that is mapped, `used` for those from the
-    smallest to the largest in the image. Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
+    `values` are from `_modality`, in the order of the possible stored values; `used` are those between the smallest and
+    the largest stored value in the image. Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """
     centers, widths = header.numbers("WindowCenter"), header.numbers("WindowWidth")
     if not centers and not widths:
@@ -149,5 +149,5 @@ def _through_table(values: NDArray[np.float64], first: int, table: NDArray[np.un
 
 
 def _signed(value: int, dtype: np.dtype) -> int:
-    """Return a 16-bit value as signed if the pixels' `dtype` is: "US or SS" elements are often written as US."""
+    """Return a 16-bit value as signed if the pixels' `dtype` is signed: files often have US in place of SS elements."""
     return value - (1 << 16) if dtype.kind == "i" and value >= 1 << 15 else value

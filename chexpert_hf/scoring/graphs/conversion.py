@@ -1,8 +1,8 @@
 """Convert models to OpenVINO or ONNX graphs, compare a graph with its model, and keep converted graphs in a cache.
 
 A graph is the network in the runtime's own file format. It has one input `pixel_values` and two outputs `logits` and
-`saliency`. The batch size is free; height and width are fixed, which lets the runtimes plan memory and choose kernels
-once, and which the image processor fixes anyway.
+`saliency`. The batch size is free. Height and width are fixed: the image processor always gives the same, and runtimes
+can plan memory and choose kernels once.
 """
 
 import copy
@@ -72,9 +72,9 @@ def write_graph(
     shape = (model.config.num_channels, *input_size)
     path.parent.mkdir(parents=True, exist_ok=True)
     module = _TwoTensors(copy.deepcopy(model).cpu().float()).eval()
-    # Two images, since a batch of one is taken for a constant.
+    # Two images, since the exporter would take a batch size of 1 for a constant.
     example, dynamic = (torch.zeros(2, *shape),), ({0: torch.export.Dim("batch")},)
-    # The exporters' warnings do not concern the model, and the graph is compared with it.
+    # The exporters' warnings are not about the model, and callers compare the graph with it.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.no_grad():
@@ -96,7 +96,7 @@ def _write_openvino(program: torch.export.ExportedProgram, path: Path, shape: tu
 
 
 def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
-    for library in ("onnx", "onnxscript"):  # torch's exporter needs them, and reports that late
+    for library in ("onnx", "onnxscript"):  # torch's exporter needs both, and would fail late without them
         import_library(library)
     exported: Any = torch.onnx.export(
         program, input_names=[INPUT], output_names=list(OUTPUTS), dynamo=True, external_data=False, verbose=False

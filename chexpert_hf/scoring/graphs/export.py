@@ -78,7 +78,7 @@ def export_model(
     calibration: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
 ) -> ExportedGraph:
-    """Write a graph of a model to a model folder, with an entry in `export.json` on its differences from the model.
+    """Write a graph of a model to a model folder; record in `export.json` how much its outputs differ from the model's.
 
     Args:
         model: Model folder, or id of a repository.
@@ -108,11 +108,11 @@ def export_model(
     processor = load_processor(source, name=str(model))
     input_size = processor.output_size
     with _staging(target) as staging:
-        images, data = _images(source, is_int8, processor, calibration, say)
+        images, data = _images_to_export_with(source, is_int8, processor, calibration, say)
         values: Tensor = processor(images, return_tensors="pt")["pixel_values"]
         count = len(images) // 3 if is_int8 else len(images)
         made, name = staging / "graph", GRAPH_FILES[kind]
-        parity = _make(network, kind, input_size, values[:count], values[count:], made, say)
+        parity = _write_and_compare(network, kind, input_size, values[:count], values[count:], made, say)
         record = GraphRecord(
             runtime=runtime,
             precision=precision,
@@ -125,13 +125,13 @@ def export_model(
             parity=parity,
         )
         if _holds_something(target):
-            _add(made, name, record, target)
+            _move_graph(made, name, record, target)
         else:
             with new_folder(target) as copy:
                 # Training's checkpoints and hidden files, such as version control, are no part of a model.
                 ignored = shutil.ignore_patterns("checkpoints", ".*")
                 shutil.copytree(source, copy, ignore=ignored, dirs_exist_ok=True)
-                _add(made, name, record, copy)
+                _move_graph(made, name, record, copy)
     return ExportedGraph(target, name, record)
 
 
@@ -165,7 +165,7 @@ def _staging(target: Path) -> Iterator[Path]:
         yield Path(name)
 
 
-def _make(
+def _write_and_compare(
     model: CheXpertForImageClassification,
     kind: tuple[RuntimeName, Precision],
     input_size: tuple[int, int],
@@ -174,9 +174,10 @@ def _make(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, float]:
-    """Write a graph of a `kind` to `folder`; return its `measure_parity` on the pixel values `compared`.
+    """Write a graph of a runtime and precision (`kind`) to `folder`; return the result of `measure_parity` on it.
 
-    `calibration` are the pixel values to quantise on, for int8. Raises InputError if the graph differs too much.
+    The graph is compared with the model on the pixel values `compared`, and for int8 quantised on those in
+    `calibration`. Raises InputError if it differs too much.
     """
     runtime, precision = kind
     say(f"Converting to {runtime.value}, {precision.value}")
@@ -199,7 +200,7 @@ def _make(
     return parity
 
 
-def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
+def _move_graph(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
     """Move the graph `name` from the folder `made` to the model folder `folder`, and add its record and checksums.
 
     The record is written after the graph, since a graph without a record is not used.
@@ -212,14 +213,14 @@ def _add(made: Path, name: str, record: GraphRecord, folder: Path) -> None:
     renew_checksums(folder, [*files_of(name), RECORD_FILE])
 
 
-def _images(
+def _images_to_export_with(
     source: Path, is_int8: bool, processor: CheXpertImageProcessor, calibration: Path | None, say: Callable[[str], None]
 ) -> tuple[list[Image.Image], str]:
-    """Return images to compare a graph with its model on, and the name of the data that they are from.
+    """Return the images for an export, and the name of the data that they are from.
 
-    They are phantoms; the first is that of the reference scores in the model folder `source`, if there are any. For
-    int8 they are radiographs from `calibration`, or other phantoms if it is None, and only the first third is to
-    compare on; the rest is to quantise on.
+    For int8: radiographs from `calibration`, or phantoms if that is None; a graph is compared with its model on the
+    first third, and quantised on the rest. Else: phantoms, all for the comparison. The first one is the phantom of
+    `reference.json` in the model folder `source`, if there is such a file.
     """
     if not is_int8:
         return reference_phantom(source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED), "phantoms"
@@ -257,7 +258,7 @@ def reference_phantom(folder: Path) -> list[Image.Image]:
 
 
 def _radiographs(folder: Path, count: int, *, target_size: int) -> list[Image.Image]:
-    """Read at most `count` radiographs of a folder, a random sample that is always the same.
+    """Read at most `count` radiographs of a folder, a random sample with a fixed seed.
 
     If the folder is a data set, its train split is used, or the first split that it has. `target_size` is the side in
     pixels that the images will be resized to. Raises InputError if there are too few, or one cannot be read.

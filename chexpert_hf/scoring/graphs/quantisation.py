@@ -44,12 +44,12 @@ _quiet_lock = RLock()
 
 @torch.no_grad()
 def equalise(model: CheXpertForImageClassification, pixel_values: Tensor) -> CheXpertForImageClassification:
-    """Return a copy of a model with the same outputs, up to rounding, but channels of similar ranges.
+    """Return a copy of a model with the same outputs, up to rounding, but channels of similar ranges, for int8.
 
     All channels of an activation share one scale in int8, so a channel of small values gets few levels. As `relu(s * x)
     = s * relu(x)`, a BatchNorm's output channel can be scaled if the convolution behind its ReLU is scaled inversely.
-    Ranges are measured on `pixel_values`, `(num_images, num_channels, height, width)`. A backbone without such pairs of
-    layers is only copied.
+    Ranges are measured on `pixel_values`, `(num_images, num_channels, height, width)`. A backbone without a convolution
+    behind a BatchNorm and ReLU is only copied.
 
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1, with ranges of activations measured on images.
     """
@@ -105,7 +105,7 @@ def halve_graph(runtime: RuntimeName, source: Path, target: Path) -> None:
     """Convert a float32 graph (file `source`, for ONNX or OPENVINO) to fp16 weights, and write it to the file `target`.
 
     Raises:
-        GraphError: If a library for that is not installed.
+        GraphError: If a library for the conversion is not installed.
     """
     if runtime is RuntimeName.OPENVINO:
         openvino = import_library("openvino")
@@ -131,7 +131,7 @@ def quantise_graph(runtime: RuntimeName, source: Path, target: Path, images: Ima
     The ranges of the activations are measured on `images`, `(num_images, num_channels, height, width)`.
 
     Raises:
-        GraphError: If a library for that is not installed.
+        GraphError: If a library for the conversion is not installed.
     """
     (_quantise_openvino if runtime is RuntimeName.OPENVINO else _quantise_onnx)(source, target, images)
 
@@ -196,8 +196,8 @@ def _quantise_onnx(source: Path, target: Path, images: Images) -> None:
             quantised,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            # A ReLU behind a convolution becomes part of it: half the range of the convolution's output, which is
-            # negative, needs no levels then. BatchNorm, its ReLU and Concat in int8 cost accuracy and time.
+            # A ReLU behind a convolution becomes part of it, so that the negative half of the convolution's output
+            # needs no levels. BatchNorm, its ReLU and Concat in int8 cost accuracy and time.
             op_types_to_quantize=["Conv", "Relu"],
             nodes_to_exclude=kept,
             per_channel=True,

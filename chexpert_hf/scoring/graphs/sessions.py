@@ -1,7 +1,7 @@
 """Runtimes: a model opened in PyTorch, ONNX Runtime or OpenVINO, which turns pixel values into logits and maps.
 
-Optional libraries are imported here without their telemetry: OpenVINO and NNCF report to Google Analytics and ONNX
-Runtime 1.32 to Microsoft, from the import on and without asking, and no medical software may do so unasked.
+Optional libraries are imported here without their telemetry. As soon as they are imported, and without asking, OpenVINO
+and NNCF report to Google Analytics and ONNX Runtime 1.32 to Microsoft, which no medical software may do.
 """
 
 import copy
@@ -48,13 +48,13 @@ _LIBRARIES = {
 def import_library(module: str) -> Any:
     """Import an optional library, such as "openvino", without its telemetry.
 
-    `ORT_DISABLE_TELEMETRY=0` in the environment leaves ONNX Runtime's telemetry on. OpenVINO's stays on in a process
-    that imported OpenVINO before.
+    `ORT_DISABLE_TELEMETRY=0` in the environment leaves ONNX Runtime's telemetry on. If the process has already imported
+    OpenVINO by other means, OpenVINO's telemetry stays on.
 
     Raises:
         GraphError: If the library is not installed.
     """
-    # Makes the import of this module fail, upon which OpenVINO and NNCF do without.
+    # This makes the import of that module fail; OpenVINO and NNCF go on without it.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # this is how an import is blocked
     # The function disable_telemetry_events comes too late: by then there is a device id in the user's cache folder.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -65,16 +65,15 @@ def import_library(module: str) -> Any:
         raise GraphError(f'{name} is not installed: pip install "chexpert-hf[{extra}]"') from error
 
 
-def torch_has_bf16() -> bool:
-    """Return whether this CPU has instructions that multiply bf16; always False before torch 2.9, which cannot tell."""
+def torch_has_bf16(device: torch.device) -> bool:
+    """Return whether a device is a CUDA GPU (Ampere or later) or a CPU with instructions that multiply bf16.
+
+    For a CPU always False before torch 2.9, which cannot tell.
+    """
+    if device.type == "cuda":  # not by `torch.cuda.is_bf16_supported`, which counts emulation
+        return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
-
-
-def cuda_has_bf16(device: torch.device) -> bool:
-    """Return whether a device is a CUDA GPU that multiplies bf16: Ampere or later."""
-    # Not by `torch.cuda.is_bf16_supported`, which counts emulation.
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and any(capabilities.get(name) for name in _BF16_INSTRUCTIONS)
 
 
 def openvino_has_bf16() -> bool:
@@ -89,8 +88,8 @@ class Runtime(ABC):
         name: "torch", "onnx" or "openvino".
         precision: "fp32", "bf16", "fp16" or "int8".
         reason: A line for the user: which runtime was chosen, and why.
-        device: Where it computes; pixel values that are there already are not copied.
-        is_on_cpu: Whether it computes on the CPU.
+        device: The device that computes; pixel values that are on it already are not copied.
+        is_on_cpu: Whether this device is the CPU.
     """
 
     name: str
@@ -119,23 +118,23 @@ class Runtime(ABC):
     def side_by_side(self) -> "Sequence[Runtime]":
         """Return runtimes of the same model to use at the same time, each in its own thread; by default only this one.
 
-        Together they score more images per second than this one, in which the threads of a call wait for each other at
-        every layer; a single call takes longer.
+        Together they score more images per second than this one, whose threads wait for each other at every layer. A
+        single call to one of them takes longer.
         """
         return [self]
 
     def compiled(self) -> "Runtime":
-        """Return a runtime of the same model that is compiled on its first call; this one where that gains nothing."""
+        """Return a runtime of the same model that is compiled on its first call, or this one if that gains nothing."""
         return self
 
 
 @contextmanager
 def _evaluation_mode(network: torch.nn.Module) -> Iterator[None]:
-    """Context manager: put a network that is being trained into evaluation mode, and back."""
+    """Context manager: put a network into evaluation mode; at the end, put it back as it was."""
     if not network.training:
         yield
         return
-    trained = [module for module in network.modules() if module.training]  # others may be frozen by their mode
+    trained = [module for module in network.modules() if module.training]  # others may be in evaluation mode on purpose
     network.eval()
     try:
         yield
@@ -148,7 +147,7 @@ class TorchRuntime(Runtime):
     """PyTorch, on any of its devices; bf16 and fp16 use autocast, or on a CUDA GPU a copy of the model in that type.
 
     The model is moved to the device and laid out channels last, which speeds up convolutions. It is put into evaluation
-    mode, also for each batch if it is being trained meanwhile.
+    mode, now and for each batch, in case it is trained in between.
     """
 
     name = RuntimeName.TORCH.value
@@ -175,7 +174,7 @@ class TorchRuntime(Runtime):
         return output.logits.float(), output.saliency.float() if saliency else None
 
     def compiled(self) -> "TorchRuntime":
-        """Return a runtime that uses `torch.compile` on a CUDA GPU, to save memory traffic; elsewhere this one."""
+        """Return a runtime that uses `torch.compile`, to save memory traffic; this one if it is not on a CUDA GPU."""
         if self.device.type != "cuda":
             return self
         faster = copy.copy(self)
@@ -186,7 +185,7 @@ class TorchRuntime(Runtime):
 class OpenVINORuntime(Runtime):
     """A graph, an `.xml` file, in OpenVINO on the CPU. All of OpenVINO's threads work on one call; other calls wait.
 
-    The precision must fit the graph: FP32 or BF16 for float32 weights, else that of the export, FP16 or INT8.
+    `precision` must fit the graph's weights: FP32 or BF16 for float32, FP16 for fp16, INT8 for int8.
     """
 
     name = RuntimeName.OPENVINO.value

@@ -1,7 +1,7 @@
 """Detects unfinished and damaged checkpoints by a manifest, which holds the checksum of each file.
 
-The manifest is written last, so a folder that was cut short has none; it also holds a checksum of its own content.
-This finds damage, not forgery.
+The manifest is written last, so an unfinished folder has none. It also holds a checksum of its own content. This finds
+damage, not forgery.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ WRITE_ERRORS = (OSError, RuntimeError, SafetensorError)  # torch.save raises Run
 
 _READ_ERRORS = (*WRITE_ERRORS, ValueError, LookupError, TypeError, AttributeError, EOFError)
 _PROBE_BYTES = 1 << 20
-_THREADS = 4  # hashing and waiting for the disk release the interpreter
+_THREADS = 4  # hashing and waiting for the disk release the interpreter's lock
 
 
 class CheckpointError(InputError):
@@ -79,7 +79,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         del values["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return values if content == manifest_text(values) else None  # not canonical: it was changed
+    return values if content == manifest_text(values) else None
 
 
 def fault_of_checkpoint(checkpoint: Path) -> str | None:
@@ -136,7 +136,7 @@ def reading(checkpoint: str | None) -> Iterator[None]:
 def cannot_write(checkpoint: Path, unfinished: Path, error: BaseException) -> str:
     """Return the message for a failed save: the checkpoint, the cause, and the newest checkpoint that is intact.
 
-    `checkpoint` is its final path; `unfinished` is the folder into which it was being written.
+    `checkpoint` is the path that it would have got; `unfinished` is the folder into which it was being written.
     """
     intact = (path for path in reversed(numbered_checkpoints(checkpoint.parent)) if not fault_of_checkpoint(path))
     newest = next(intact, None)
@@ -145,9 +145,9 @@ def cannot_write(checkpoint: Path, unfinished: Path, error: BaseException) -> st
 
 
 def _why(folder: Path, error: BaseException) -> str:
-    """Return why a write to `folder` failed with `error`; if that does not tell, by writing a test file.
+    """Return the cause of a failed write to `folder`; if `error` does not tell the cause, write a test file to find it.
 
-    torch.save hides the cause, such as a full disk, behind "unexpected pos 24128 vs 24020".
+    torch.save hides a cause such as a full disk behind "unexpected pos 24128 vs 24020".
     """
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
@@ -160,7 +160,7 @@ def _why(folder: Path, error: BaseException) -> str:
 
 
 def to_disk(path: Path) -> None:
-    """Flush a file's content to the disk, or a folder's list of names where the operating system can."""
+    """Flush a file to the disk, or a folder's list of names; only POSIX systems can do the latter."""
     is_posix = os.name == "posix"
     if path.is_dir() and not is_posix:
         return

@@ -44,14 +44,14 @@ class DurableCheckpoints(Trainer):
 
     - A checkpoint is complete or does not exist. It holds a manifest with the SHA-256 of each file, the step, and
       torch's version and number of threads. It holds no `training_args.bin`, a pickle that nothing reads.
-    - `train(resume_from_checkpoint=True)` resumes from the newest intact checkpoint, and logs which it is and why newer
-      ones were skipped. If none was written yet, it starts at step 0. A given path is verified, too.
+    - `train(resume_from_checkpoint=True)` resumes from the newest intact checkpoint, and logs which one that is and why
+      newer ones were skipped. Without any checkpoint, it starts at step 0. A path given instead of True is verified.
     - A finished run is not trained further; the stock Trainer takes one more step if the last is inside an epoch.
     - If writing or reading fails, a CheckpointError says why in one line; after a failed write it also names the newest
       intact checkpoint.
 
-    With several processes all must see the same folder. `push_to_hub` still uploads `training_args.bin` with the token
-    in it: do not set it; push the finished folder instead.
+    If there are several processes, all must see the same folder. Do not set `push_to_hub`, which still uploads
+    `training_args.bin` with the token in it; push the finished folder instead.
     """
 
     _is_saving = False
@@ -69,7 +69,7 @@ class DurableCheckpoints(Trainer):
     def newest_intact_checkpoint(self, say: Callable[[str], None], trial: Any = None) -> str | None:
         """Return the path of the newest intact checkpoint, to resume from; None if none was written yet.
 
-        Damaged ones that are newer are renamed to `_damaged-checkpoint-N`. `say` is called with lines for the user.
+        Newer, damaged checkpoints are renamed to `_damaged-checkpoint-N`. `say` is called with lines for the user.
         Raise CheckpointError if there are checkpoints and none of them is intact.
         """
         folder = Path(self._get_output_dir(trial))
@@ -123,7 +123,7 @@ class DurableCheckpoints(Trainer):
         try:
             super()._save_checkpoint(model, trial)
             step = self.state.best_global_step
-            best = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"  # its final path, not where it is being written
+            best = folder / f"{PREFIX_CHECKPOINT_DIR}-{step}"  # the final path, not the one in `_unfinished`
             if step and (step == self.state.global_step or best.is_dir()):
                 self.state.best_model_checkpoint = str(best)
             self.accelerator.wait_for_everyone()  # each process writes files of its own
@@ -166,7 +166,7 @@ class DurableCheckpoints(Trainer):
             (Path(output_dir or self.args.output_dir) / TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        if not self._is_saving:  # a background upload would miss the renaming
+        if not self._is_saving:  # a background upload would fail once the folder is renamed
             super()._push_from_checkpoint(checkpoint_folder)
 
     # Everything is loaded by safetensors and torch.load(weights_only=True), which run no code of the checkpoint.

@@ -169,8 +169,8 @@ def _study(**probabilities: float) -> Study:
 
 def test_what_is_called_positive_is_shown_first_and_no_finding_is_not() -> None:
     study = _study(No_Finding=0.9, Pneumonia=0.3, Edema=0.2, Fracture=0.4)
-    assert study.shown_first() == ["Edema", "Fracture", "Pneumonia"]
-    assert _study(No_Finding=0.9).shown_first()[0] == "No Finding"
+    assert study.display_order() == ["Edema", "Fracture", "Pneumonia"]
+    assert _study(No_Finding=0.9).display_order()[0] == "No Finding"
 
 
 def test_unreadable_file_is_one_line(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:

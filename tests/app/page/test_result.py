@@ -147,7 +147,7 @@ def payload(html: str) -> dict[str, Any]:
 def test_viewer_opens_on_the_observation_that_is_asked_for(
     classifier: CheXpertClassifier, facts: ModelFacts, single: Study
 ) -> None:
-    for chosen, expected in (("Cardiomegaly", "Cardiomegaly"), (None, single.shown_first()[0])):
+    for chosen, expected in (("Cardiomegaly", "Cardiomegaly"), (None, single.display_order()[0])):
         html = result_html(single, facts, classifier.operating_points, chosen=chosen)
         assert JUDGED[payload(html)["chosen"]] == expected
         assert [row["name"] for row in rows_of(html) if row["pressed"] == "true"] == [expected]
