@@ -93,7 +93,7 @@ class Study:
         return describe_calls(self.above, none, bool(none and self.positives[none]))
 
     def display_order(self) -> list[str]:
-        """Return the observations in the order of their maps: positive ones, then others (`prediction.display_order`)."""
+        """Return the observations in the order of their maps, as `prediction.display_order` sorts them."""
         return display_order(self.probabilities, self.positives, self.none_of_these)
 
     @property
