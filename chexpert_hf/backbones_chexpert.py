@@ -31,7 +31,7 @@ class BackboneError(ValueError):
 class Backbone(nn.Sequential):
     """A network without its head; its last feature maps `(batch, num_features, h, w)` are ready for average pooling.
 
-    A stage is a group of layers with a title, such as "stem" or "dense block 1".
+    Its children are the stages: groups of layers with a title, such as "stem" or "dense block 1".
 
     Attributes:
         num_channels: Channels of the pixel values.

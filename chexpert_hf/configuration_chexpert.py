@@ -271,7 +271,7 @@ class CheXpertConfig(PreTrainedConfig):
             raise ValueError("head_dropout is set, but a linear head has none; set head_hidden_size or leave it 0.")
 
     def validate_backbone(self) -> None:
-        """Raise ValueError if the backbone is unknown, or a field of DenseNets is set for another one."""
+        """Raise ValueError if the backbone is unknown, or is no DenseNet and has fields of DenseNets set."""
         if self.backbone not in _BACKBONES and not _TIMM.fullmatch(self.backbone):
             raise ValueError(
                 f"backbone is {self.backbone!r}, expected one of: {', '.join(_BACKBONES)}, {TIMM_PREFIX}NAME."

@@ -1,4 +1,4 @@
-"""Commands that convert models to other libraries and runtimes, or measure them: import, export, bench."""
+"""Commands that convert models from and to other libraries and runtimes, or time them: import, export, bench."""
 
 from dataclasses import asdict
 from pathlib import Path

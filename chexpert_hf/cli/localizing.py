@@ -38,7 +38,7 @@ def localize(
     reference_map: options.ReferenceMap = None,
     reference_name: options.ReferenceName = None,
     threshold: Annotated[str, Option(help="Threshold of a map's mask: otsu, or a number in (0, 1).")] = "otsu",
-    frontal_only: Annotated[bool, Option("--frontal-only", help="No lateral views.")] = False,
+    frontal_only: Annotated[bool, Option("--frontal-only", help="Use frontal views only.")] = False,
     write_maps: Annotated[
         bool, Option("--write-maps", help="Also write maps/ as pickles like cheXlocalize's.")
     ] = False,

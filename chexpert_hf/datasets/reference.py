@@ -81,7 +81,7 @@ class Reference:
         return rows
 
     def coverage(self, paths: Sequence[str]) -> str:
-        """Return a sentence on how many images the split and the file share, and how many only the file has."""
+        """Return a sentence: how many of the images `paths` of a split are in this file, and how many others it has."""
         shared = len(self.rows_of(paths))
         line = (
             f"{self.name}: {shared:,} of the {len(paths):,} images of this split are in {self.file}; "

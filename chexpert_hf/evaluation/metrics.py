@@ -85,7 +85,8 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
 def split_labels(dataset: "datasets.Dataset", blank: BlankPolicy | str) -> FloatArray:
     """Return the labels `(num_views, num_labels)` of a split from `load_dataset`, converted by `evaluation_labels`.
 
-    A study with an uncertain view is positive if another view is, else unknown: negative views of it become NaN.
+    If a view has an uncertain label, 0 becomes NaN in the other views of its study: without a positive view, the label
+    of the study is unknown, not negative.
     """
     raw = np.asarray(dataset["labels"][:], dtype=float)
     return without_uncertain(evaluation_labels(raw, blank), raw == UNCERTAIN, dataset["study"][:])
@@ -190,7 +191,10 @@ class WeightedMetrics:
         self._sums = sparse.csr_array(entries, shape=(int(self._starts[-1]), len(labels)))
 
     def auroc(self, weights: FloatArray) -> FloatArray:
-        """Return the AUROC alone, in half the time: `(num_weightings,)` for weights `(num_studies, num_weightings)`."""
+        """Return the AUROC alone, in half the time of all metrics, as `(num_weightings,)`.
+
+        `weights` is `(num_studies, num_weightings)`.
+        """
         positive, negative, tied, num_negative, *_ = self._sums_of(weights)
         return self._area(positive, np.cumsum(negative, axis=0), tied, num_negative[0])
 
@@ -236,7 +240,7 @@ class WeightedMetrics:
 
 
 def judged_observations(labels: FloatArray, observations: Sequence[str]) -> tuple[str, ...]:
-    """Return the observations with `MIN_STUDIES_PER_CLASS` or more studies of both classes, enough to evaluate them."""
+    """Return the observations that have enough studies to evaluate: `MIN_STUDIES_PER_CLASS` of each class."""
     has_both = np.minimum((labels == 1).sum(axis=0), (labels == 0).sum(axis=0)) >= MIN_STUDIES_PER_CLASS
     return tuple(name for name, both in zip(observations, has_both, strict=True) if both)
 

@@ -129,7 +129,7 @@ class ReadingProcesses:
 class _KillableContext:
     """A context of multiprocessing that remembers its processes, so that `kill` can end all of them.
 
-    If a process dies, ProcessPoolExecutor waits for its other processes; one that has just been started may never end.
+    If a process dies, ProcessPoolExecutor waits for its other processes: forever, if one has just been started.
     """
 
     def __init__(self, context: BaseContext) -> None:

@@ -220,7 +220,9 @@ class Gate:
         return (_CHILD,) if child_scores(features).item() > self.child_limit else ()
 
     def _plain_reason(self, one: GateInput, fine: float, correlation: float) -> str:
-        """Return why an image is refused without computing its distance, as the end of a sentence; "" if it is not.
+        """Return why the simple checks refuse an image, as the end of a sentence; "" if they do not.
+
+        They come before the distance of the image's features from those of chest radiographs.
 
         `fine` and `correlation` are the values of `detail` and `neighbour_correlation` for the image.
         """

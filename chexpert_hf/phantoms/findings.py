@@ -198,7 +198,7 @@ def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softnes
 def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
     """Add plate-like bands above the hemidiaphragm that `draw_shape` raised.
 
-    Yield one mask: the bands, and the region that was lung before the hemidiaphragm rose.
+    Yield one mask: the bands, and the strip of lung that the raised hemidiaphragm now covers.
     """
     frame, side, layer = scene.frame, either_side(rng), Layer(scene.frame.shape)
     count, common = int(rng.integers(1, 4)), rng.normal(0.0, 0.05)

@@ -98,7 +98,7 @@ def read_list(file: Path) -> list[str]:
 def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Iterator[RadiographFile]:
     """Yield the radiographs in a folder or archive, or `path` itself if it is a file, even a missing one.
 
-    Links that are followed and files that are skipped are added to the counts in `found`, but not to `found.files`.
+    Followed links and skipped files are counted in `found`. The caller collects the radiographs: `found.files` stays.
     """
     if os.path.isdir(path):
         return _Walk(path, found, follow_links).files()

@@ -349,7 +349,7 @@ class CheXpertClassifier:
         return CheXpertClassifier(self.model, self.processor, runtime=runtime, gate=self.gate)
 
     def side_by_side(self) -> "Sequence[CheXpertClassifier]":
-        """Return classifiers with the same scores that can be used at the same time, each in its own thread.
+        """Return classifiers of the same model that can be used at the same time, each in its own thread.
 
         Returns only this one if a member's runtime cannot work on several calls at once; see `Runtime.side_by_side`.
         """

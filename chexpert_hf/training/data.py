@@ -1,4 +1,4 @@
-"""Loads the training and validation data of a recipe, and fills in the observations that the recipe learns."""
+"""Loads the training and validation data of a recipe; a recipe without observations gets those of its data."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -76,7 +76,7 @@ class Recipe:
     policy: str | Mapping[str, str] = _value(
         "u-ones",
         "Uncertain labels: u-ignore, u-zeros, u-ones, u-self-trained, u-multiclass, u-zeros+lsr, u-ones+lsr; "
-        "'Edema=u-ones,...' by observation; or paper.",
+        "'Edema=u-ones,...' by observation; or paper (the CheXpert paper's choice for each observation).",
         flag=True,
     )
     teacher: str | None = _value(None, "For u-self-trained: model or soft_labels.csv to use as teacher.", flag=True)
@@ -86,7 +86,9 @@ class Recipe:
     )
     unconditional: bool = _value(False, "Multiply probabilities along the label hierarchy.", flag=True)
     loss: Literal["cross-entropy", "auc-margin"] = _value("cross-entropy", "cross-entropy or auc-margin.", flag=True)
-    map_loss: float = _value(0.0, "Weight of the loss of the saliency maps' strongest cells.", "at least 0")
+    map_loss: float = _value(
+        0.0, "Weight of a second classification loss, on the strongest cell of each saliency map.", "at least 0"
+    )
     map_centring: float = _value(
         0.0, "Weight of the loss that centres maps on the image regions driving them.", "at least 0"
     )
@@ -115,7 +117,7 @@ class Recipe:
         flag=True,
     )
     gray_range: bool = _value(True, "Bring radiographs to one gray range; a fine-tuned model keeps its setting.")
-    frontal_only: bool = _value(False, "No lateral views.", flag="--all-views")
+    frontal_only: bool = _value(False, "Use frontal views only.", flag="--all-views")
     num_patients: int | None = _value(None, "Train on this many patients, always the same.", "at least 1", flag=True)
     valid_fraction: float = _value(
         0.1, "Share of patients to hold out if the data has no valid split.", "in (0, 1)", flag=True

@@ -67,7 +67,10 @@ class Study:
         return {name: self.views[number].prediction.positives[name] for name, number in self.view_of().items()}
 
     def view_of(self) -> dict[str, int]:
-        """Return observation -> number of the view whose probability counts; of equal probabilities the first."""
+        """Return observation -> number of the view with its highest probability (No Finding: lowest).
+
+        Of views with equal probabilities it is the first one.
+        """
         scores = {number: view.prediction.probabilities for number, view in self.views.items()}
         return {
             name: (min if name == self.none_of_these else max)(scores, key=lambda number: scores[number][name])

@@ -31,7 +31,10 @@ def _images(folder: Path) -> list[str]:
 
 
 def _split_folder(folder: Path, split: str) -> str | None:
-    """Return a split's folder: "train/", or "" for train if no split has a folder; None if the split is missing."""
+    """Return the folder of a split, such as "train/"; None if it is missing.
+
+    Without folders for splits, all images are training data: "" for train, None for the others.
+    """
     folders = {name.lower(): name for name in _entries(folder, is_folder=True)}
     if folders.keys().isdisjoint(SPLIT_OF):
         return "" if split == "train" else None

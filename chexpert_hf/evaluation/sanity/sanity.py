@@ -119,7 +119,7 @@ class RemovalCheck:
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """The verdicts on "deletion" and "insertion": PASSED if the interval of the gain is above 0."""
+        """The verdict on each of "deletion" and "insertion": PASSED if the interval of its gain lies above 0."""
         gains = {"deletion": self.deletion_gain, "insertion": self.insertion_gain}
         return {name: judge(gain, 0, is_good_below=False) for name, gain in gains.items()}
 

@@ -70,7 +70,10 @@ class _MeteredStream:
 
 
 def read_meta(stream: BinaryIO, last: int = 0x0002FFFF) -> Dataset:
-    """Read the file meta information (group 2) up to the tag `last`; it may be missing, and so may the preamble."""
+    """Read the file meta information (group 2) up to the tag `last`; empty if the file has none.
+
+    The preamble may be missing, too.
+    """
     stream.seek(0)
     has_preamble = stream.read(_PREAMBLE_BYTES)[128:] == b"DICM"
     stream.seek(_PREAMBLE_BYTES if has_preamble else 0)
