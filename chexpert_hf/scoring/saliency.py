@@ -163,7 +163,7 @@ def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float =
 
 
 def overlay_of(image: Image.Image, maps: SaliencyMaps, observation: str, opacity: float = 0.5) -> Image.Image:
-    """Draw the map of an observation over its radiograph, like `overlay`; a text on the picture says if the map is empty.
+    """Draw the map of an observation over its radiograph, like `overlay`; an empty map is named on the picture.
 
     `maps` must have the image's size (see `SaliencyMaps.at_size`).
     """
