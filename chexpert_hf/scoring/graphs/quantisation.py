@@ -151,9 +151,9 @@ def _quantise_openvino(source: Path, target: Path, images: Images) -> None:
         )
         for node in graph.get_ordered_ops()
     ]
-    # NNCF quantises the input of the first dense block's BatchNorms, too.
-    first_block = takewhile(lambda node: node.kind != "AvgPool", nodes)
-    scales = [node.name for node in first_block if node.kind in ("Multiply", "Add")]
+    # NNCF quantises the inputs of BatchNorms, too; those of the first dense layer cost the most accuracy.
+    first_layer = takewhile(lambda node: node.kind != "Concat", nodes)
+    scales = [node.name for node in first_layer if node.kind in ("Multiply", "Add")]
     quantised = nncf.quantize(
         graph,
         nncf.Dataset(images, lambda image: image[None]),
