@@ -321,9 +321,10 @@ def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
         try:
             values[text] = _CERTAINTY[parse_number(text)]
         except (ValueError, KeyError):
+            example = f"{choice.column}:{text:.60}={choice.observation}"
             raise ReferenceFileError(
-                f"{file.name} row {row}: {choice.column} is {text!r:.60}, expected 1, 0, -1 or blank; of a column of "
-                f"text say which is positive: --reference-map '{choice.column}:{text:.60}={choice.observation}'."
+                f"{file.name} row {row}: {choice.column} is {text!r:.60}, expected 1, 0, -1 or blank; if the column "
+                f"holds text, name its positive value: --reference-map '{example}'."
             ) from None
     return texts.map(values).astype(float)
 

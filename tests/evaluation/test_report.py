@@ -167,7 +167,7 @@ def test_few_positive_studies_are_not_judged_and_the_summary_names_best_worst_an
     few = "not judged: fewer than 5 studies of a class"
     for name in ("report.md", "report.html"):
         text = (tmp_path / name).read_text()
-        assert "Told apart best: Edema (AUROC 1.000); worst: Atelectasis (.500)." in text
+        assert "Best separated: Edema (AUROC 1.000); worst: Atelectasis (.500)." in text
         assert "Fewer than one in ten positive studies reach the operating points of Edema; chexpert-hf cal" in text
         assert few in text
         assert "subgroups.png" not in text

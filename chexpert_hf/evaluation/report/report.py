@@ -86,7 +86,7 @@ def _summary(observations: Sequence[Mapping[str, Any]]) -> str:
     if not judged:
         return ""
     (worst, *_), best = judged, judged[-1]
-    text = f"Told apart best: {best['observation']} (AUROC {number(best['auroc']['value'])})"
+    text = f"Best separated: {best['observation']} (AUROC {number(best['auroc']['value'])})"
     text += f"; worst: {worst['observation']} ({number(worst['auroc']['value'])})." if len(judged) > 1 else "."
     points = ((item["observation"], item["operating_point"]) for item in judged)
     missed = [name for name, point in points if point and point["sensitivity"]["value"] < _HARDLY_ANY]
