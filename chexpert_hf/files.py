@@ -28,7 +28,10 @@ class FolderError(InputError):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Context manager: a temporary path beside `path`, which replaces it at the end and is deleted after an error."""
+    """Context manager: yield a temporary path beside `path`, to which the caller writes.
+
+    At the end, the temporary file replaces `path`; after an error, it is deleted.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
@@ -58,7 +61,11 @@ def exclusive(path: Path) -> Iterator[None]:
 
 
 def _locked(lock: Path, path: Path) -> int | None:
-    """Open and lock the file or folder `lock`; None if it cannot be opened, FolderError if another run has `path`."""
+    """Open the file or folder `lock`, lock it where the system can, and return its descriptor.
+
+    Return None if `lock` cannot be opened, and always on Windows. If another run has locked `lock`, raise a FolderError
+    that names `path`.
+    """
     for _ in range(_TRIES if fcntl is not None else 0):
         try:
             descriptor = _opened(lock)

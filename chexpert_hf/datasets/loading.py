@@ -33,7 +33,11 @@ _TYPES = {"view": "int32", "age": "int32", "is_frontal": "bool"}  # the others a
 
 
 class BadFilesError(DatasetError):
-    """Image files cannot be used; `faults` maps their `path` in a loaded data set to a fault of `find_bad_files`."""
+    """Image files cannot be used.
+
+    `faults` maps the path of each bad file (the column `path` of a loaded data set) to its fault, such as "missing" or
+    "empty"; see `find_bad_files`.
+    """
 
     def __init__(self, message: str, faults: Mapping[str, str]) -> None:
         super().__init__(message)
@@ -157,10 +161,11 @@ def _read(
     say: Callable[[str], None] | None,
     known: Sequence[str],
 ) -> dict[str, pd.DataFrame]:
-    """Return split -> table of `read_splits`, with the columns `folder`, `file` (the image's path in it) and `source`.
+    """Return split -> table of `read_splits`, with further columns: `folder`, `file` (a path in it) and `source`.
 
-    If several data sets are loaded, `known` holds the label names of all, and `path`, `study` and `patient` get a
-    prefix, so that they are unique. For a single data set, `known` is empty, no prefix is added, and `source` is None.
+    `names` are the observations to read. `known` is empty if a single data set is loaded: no prefix is added then, and
+    `source` is None. If several are loaded, `known` holds the label names of all of them, `source` is the folder's
+    name, and `path`, `study` and `patient` get a prefix, so that they are unique.
     """
     tables = read_splits(layout, folder, splits, names, valid_fraction, say, known)
     prefixes = dict.fromkeys(("path", "study"), folder.name) | {"patient": layout.patient_prefix or folder.name}
@@ -195,7 +200,7 @@ def _merged(sources: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFram
 
 
 def _refuse_shared(tables: Mapping[str, pd.DataFrame]) -> None:
-    """Raise DatasetError if splits share patients, or radiographs that they ascribe to different patients."""
+    """Raise DatasetError if the same patient or the same radiograph is in two splits."""
     for column, things in {"patient": "patients", "path": "radiographs"}.items():
         names = {split: set(table[column].unique()) for split, table in tables.items()}
         for one, other in combinations(tables, 2):
@@ -227,10 +232,10 @@ def _refuse_bad_files(
 
 
 def expect_labels(data: Dataset, observations: Sequence[str]) -> None:
-    """Raise DatasetError if a split lacks a column, or if its labels are not `observations` in this order.
+    """Raise DatasetError unless `data` has the columns of a split, and its labels are `observations` in this order.
 
-    Only splits from `load_dataset`, filtered or joined or not, state the names of their labels. For any other data,
-    the number of labels is compared.
+    A split from `load_dataset` states the names of its labels, even after it was filtered or joined with another. For
+    any other data, only the number of labels is compared.
     """
     if missing := [name for name in ("image", "path", "patient", "study", "labels") if name not in data.column_names]:
         raise DatasetError(

@@ -48,7 +48,7 @@ class Target:
     """One finding of a reference standard, and the model's observation that it is compared with."""
 
     name: str  # the column, such as "Target"; of a column of text, with the positive value: "Class:Normal"
-    observation: str  # the model's, whose score is compared with the labels
+    observation: str  # the model's observation whose score is compared with the labels
     against: str | None  # condition on the rows used as negatives, such as "Class=Normal"; None: all negatives
     labels: Mapping[str, float]  # path -> 1, 0, -1 (uncertain), or NaN where it is not stated
     boxes: Mapping[str, Sequence[Box]]  # path -> boxes around the finding, for images that have some
@@ -70,7 +70,7 @@ class Reference:
         return np.array(columns, dtype=float).T
 
     def rows_of(self, paths: Sequence[str]) -> list[int]:
-        """Return the indices of those `paths` of a split that the file covers; ReferenceFileError if it covers none."""
+        """Return the indices of those `paths` that are in this reference; ReferenceFileError if none is."""
         known = set(self.paths)
         rows = [row for row, path in enumerate(paths) if path in known]
         if not rows:
@@ -81,7 +81,10 @@ class Reference:
         return rows
 
     def coverage(self, paths: Sequence[str]) -> str:
-        """Return a sentence: how many of the images `paths` of a split are in this file, and how many others it has."""
+        """Return a sentence: how many of `paths` (a split's images) this reference has, and how many other images.
+
+        Raises ReferenceFileError if it has none of `paths`.
+        """
         shared = len(self.rows_of(paths))
         line = (
             f"{self.name}: {shared:,} of the {len(paths):,} images of this split are in {self.file}; "
@@ -94,7 +97,8 @@ class Reference:
 class _Choice:
     """A column of a reference standard, and the observation that its labels are compared with.
 
-    `value` is the text that is positive, such as "Normal"; None: the observation's name, or 1 if cells are numbers.
+    `value` is the text of a positive cell, such as "Normal". If None, a positive cell holds the observation's name; if
+    no cell of the column holds it, cells are numbers, and 1 is positive.
     """
 
     column: str
@@ -124,7 +128,7 @@ def read_reference(
             more, with all its positives but only those negatives that meet the condition.
         name: Who set the labels; the file's name if None.
         images: Paths of the images in the data set. The column Path may have more folders in front than these paths,
-            or fewer. Of a path that is none of these images, the last four parts are kept, such as
+            or fewer. A path that fits none of these images is cut to its last four parts, such as
             "train/patient00001/study1/view1_frontal.jpg".
 
     Raises:
@@ -188,7 +192,10 @@ def _read_cells(file: Path) -> pd.DataFrame:
 
 
 def _paths_in(stated: pd.Series, images: Sequence[str], file: Path) -> pd.Series:
-    """Return the image's path for each cell of the column Path; see `images` of `read_reference`."""
+    """Return, for each cell of the column Path (`stated`), the path in `images` that the cell means.
+
+    See the argument `images` of `read_reference` for cells that fit none, and for errors, which name `file`.
+    """
     known, ends = set(images), defaultdict(list)
     for image in images:
         for end in _ends(image)[1:]:
@@ -315,7 +322,10 @@ def _target(choice: _Choice, cells: pd.DataFrame, boxes: Mapping[int, Box], file
 
 
 def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
-    """Return a column of labels as certainties: 1, 0, .5 for uncertain (-1), NaN for blank."""
+    """Convert the cells of a column of labels to certainties: "1" to 1, "0" to 0, "-1" (uncertain) to .5, blank to NaN.
+
+    For any other cell, raise ReferenceFileError; its message names `file` and the column of `choice`.
+    """
     values: dict[str, float] = {}
     for row, text in texts.dropna().drop_duplicates().items():
         try:

@@ -227,7 +227,11 @@ def shuffled(patients: pd.Series) -> list[str]:
 def _sources(
     layout: Layout, folder: Path, observations: Sequence[str], known: Collection[str]
 ) -> dict[str, Sequence[str]]:
-    """Return observation -> columns that give its labels, () if none do; DatasetError if no label set has it."""
+    """Return observation -> the data set's columns that give its labels; () if no column does.
+
+    An observation must be in this data set, a built-in label set or `known` (the label names of all data sets that are
+    loaded together), else DatasetError.
+    """
     own, by_default = layout.names_in(folder), layout.labels_in(folder).names
     sources: dict[str, Sequence[str]] = {}
     if taken := sorted(RESERVED.intersection(observations)):

@@ -316,7 +316,11 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
 
 
 def _study_patients(labels: FloatArray, studies: Sequence[str], patients: Sequence[str], columns: Groups) -> list[str]:
-    """Return each study's patient, in order of first views; ValueError if lengths differ or a study has several."""
+    """Return each study's patient, in the order of the studies' first views.
+
+    Raises ValueError if there is no view, if an argument does not have one entry per view, or if a study has several
+    patients.
+    """
     if not len(labels):
         raise ValueError("Expected at least one view, got none.")
     for name, values in {"study": studies, "patient": patients, **columns}.items():

@@ -51,9 +51,9 @@ class BootstrapEstimate(Estimate):
 
 @dataclass(frozen=True)
 class PairedTest:
-    """The difference between two AUROCs on the same studies, and the two-sided p-value for no difference."""
+    """The difference of two AUROCs on the same studies, and the two-sided p-value for no difference."""
 
-    difference: Estimate
+    difference: Estimate  # the first AUROC minus the second
     p_value: float
 
 
@@ -107,11 +107,12 @@ class PatientBootstrap:
 
 
 def percentile_interval(value: float, replicates: FloatArray) -> BootstrapEstimate:
-    """Return `value` with an interval: the 2.5 and 97.5 % quantiles of `replicates`, its values on resamples.
+    """Return `value` with an interval: the 2.5 and 97.5 % quantiles of `replicates`.
 
-    `replicates` is `(num_replicates,)`; its NaN are left out and counted in the result's `left_out`. If all its other
-    values are equal, the interval is NaN, since they do not show how uncertain `value` is. This happens if the scores
-    are perfect, if all scores are equal, or if there is one patient.
+    `replicates` `(num_replicates,)` are values of the same metric on resamples. NaN among them are left out, and
+    counted in the result's `left_out`. If all other replicates are equal, the ends of the interval are NaN, since
+    equal replicates do not show how uncertain `value` is. This happens if the scores are perfect, if all scores are
+    equal, or if there is one patient.
     """
     defined = replicates[~np.isnan(replicates)]
     low, high = NAN, NAN
@@ -144,10 +145,11 @@ def bootstrap_p_value(differences: FloatArray) -> float:
 
 
 def placements(scores: FloatArray, labels: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return the share of negatives that score below each positive study, and of positives above each negative one.
+    """Return two arrays, the placements of the positive and of the negative studies; the mean of either is the AUROC.
 
-    Ties count half. The mean of either array, `(num_positive,)` or `(num_negative,)`, is the AUROC; both are NaN if a
-    class is missing. Arguments are as for `delong_interval`.
+    The first, `(num_positive,)`, has for each positive study the share of negatives that score lower. The second,
+    `(num_negative,)`, has for each negative study the share of positives that score higher. Ties count half. If there
+    are no positives or no negatives, all values are NaN. Arguments are as for `delong_interval`.
 
     Source: Sun & Xu 2014, IEEE Signal Processing Letters 21(11): midranks, in O(n log n).
     """
@@ -229,9 +231,11 @@ def delong_test(first: FloatArray, second: FloatArray, labels: FloatArray, patie
 
 
 def _variance(below: FloatArray, above: FloatArray, labels: FloatArray, patients: Patients) -> tuple[float, int, int]:
-    """Return an AUROC's variance from its `placements`, and the numbers of positive and of negative patients.
+    """Return the variance of an AUROC, and the numbers of positive and of negative patients.
 
-    Given the differences of two models' placements, it is the variance of the difference of their AUROCs.
+    `below` and `above` are the two arrays of `placements`. If they are instead those of one model minus those of
+    another, the variance is that of the difference of the two AUROCs. The variance is NaN unless there are two or more
+    positive and two or more negative patients.
     """
     known = ~np.isnan(labels)
     names = np.arange(len(labels)) if patients is None else np.asarray(patients)

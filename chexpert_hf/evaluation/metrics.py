@@ -57,7 +57,10 @@ class Evaluation:
 
 
 def plain(value: Any) -> Any:
-    """Convert dataclasses, containers and arrays (rounded to six places) to plain types for JSON, with None for NaN."""
+    """Convert dataclasses, containers and arrays to plain types for JSON, with None for NaN.
+
+    Values of arrays are rounded to six places.
+    """
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
     if isinstance(value, np.ndarray):
@@ -85,18 +88,18 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
 def split_labels(dataset: "datasets.Dataset", blank: BlankPolicy | str) -> FloatArray:
     """Return the labels `(num_views, num_labels)` of a split from `load_dataset`, converted by `evaluation_labels`.
 
-    If a view has an uncertain label, 0 becomes NaN in the other views of its study: without a positive view, the label
-    of the study is unknown, not negative.
+    If an observation is uncertain in one view, its label in the other views of that study becomes NaN where it is 0.
+    Without a positive view, the study's label is then unknown, not negative.
     """
     raw = np.asarray(dataset["labels"][:], dtype=float)
     return without_uncertain(evaluation_labels(raw, blank), raw == UNCERTAIN, dataset["study"][:])
 
 
 def without_uncertain(labels: FloatArray, is_uncertain: NDArray[np.bool_], studies: Sequence[str]) -> FloatArray:
-    """Replace 0 by NaN in labels in {0, 1, NaN} wherever a view of the same study is uncertain.
+    """Replace a label 0 by NaN if the same observation is uncertain in a view of the same study.
 
-    Arrays are `(num_views, num_labels)`. Otherwise `per_study` would call a study negative if one view is uncertain
-    and another view is negative or blank.
+    `labels`, in {0, 1, NaN}, and `is_uncertain` are `(num_views, num_labels)`; `studies` names the study of each view.
+    Without this, `per_study` would call a study negative if one view is uncertain and another is negative or blank.
     """
     uncertain, names = per_study(is_uncertain.astype(float), studies)
     rows = pd.Index(names).get_indexer(pd.Index(studies))
@@ -122,7 +125,7 @@ def auroc(probabilities: FloatArray, labels: FloatArray) -> float:
     """Return the area under the ROC curve of one observation, in [0, 1]; NaN unless both classes occur.
 
     Labels `(num_studies,)` are in {0, 1}, NaN where unknown. `probabilities` may be any scores: only their order
-    counts.
+    matters.
     """
     is_known = ~np.isnan(labels)
     has_both = len(np.unique(labels[is_known])) == 2
@@ -250,7 +253,8 @@ def averaged_observations(
 ) -> tuple[str, ...]:
     """Return the observations of `headline` with enough studies of both classes, over which a mean is taken.
 
-    `labels` are `(num_studies, num_labels)`. If none of `headline` has enough, return all observations that have.
+    `labels` are `(num_studies, num_labels)`. If no observation of `headline` has enough studies, return all that have
+    enough.
     """
     judged = judged_observations(labels, observations)
     return tuple(name for name in judged if name in headline) or judged

@@ -73,7 +73,7 @@ def seen_patients(folder: Path, patients: Iterable[str]) -> list[str]:
     """Return warnings that a folder's model was trained, selected or calibrated on some of these patients.
 
     Patients are found in the folder's files of hashed ids. A missing file gives no warning, a damaged file raises
-    PatientsFileError. Only ids are compared: the same id in another hospital's data also counts.
+    PatientsFileError. Only ids are compared: the same id in another hospital's data gives a warning, too.
     """
     patients = set(patients)
     return [

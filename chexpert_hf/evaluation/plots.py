@@ -101,7 +101,7 @@ def reliability_figure(scores: StudyScores) -> Figure:
 
 
 def histogram_figure(scores: StudyScores, thresholds: Mapping[str, float]) -> Figure:
-    """Draw histograms of the first model's scores of positive and negative studies, and a line at its threshold."""
+    """Draw histograms of the first model's scores of positive and negative studies; lines mark `thresholds`."""
     first = next(iter(scores.probabilities))
     figure, panels = _grid(scores, "Probability", "Share of the class", legend=False)
     edges = np.linspace(0, 1, 21).tolist()
@@ -190,7 +190,10 @@ def _grid(scores: StudyScores, x_label: str, y_label: str, *, legend: bool = Tru
 
 
 def _draw_band(axes: Axes, values: FloatArray, labels: FloatArray, curve: Curve, style: Mapping[str, Any]) -> None:
-    """Shade the band from the 2.5 to the 97.5 % quantile of a curve over resampled studies."""
+    """Shade the band between the 2.5 and the 97.5 % quantiles of a curve over resamples of the studies.
+
+    `values` are the scores `(n,)` of the n studies; `curve` computes a curve from scores and labels.
+    """
     rng = np.random.default_rng(0)
     curves = []
     for _ in range(_BAND_REPLICATES):

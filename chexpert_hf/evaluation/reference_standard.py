@@ -42,7 +42,8 @@ def assess_reference(
         Plain types for JSON: numbers of images, studies and patients, and the list `figures` with an entry for each
         model and finding: `reference`, `target` (the finding), `against` (the negatives, such as "Class=Normal"; None:
         all negatives), `observation` (whose score is evaluated), `num` (of studies), and the keys of an observation in
-        `assess`. A model's entries are ordered by observation, first those on the reference, then the one on `labels`.
+        `assess`. Each model's entries are ordered by observation. An observation's entries on the reference come before
+        its entry on `labels`.
 
     Raises:
         ReferenceFileError: If no image of the split is in the reference.

@@ -62,8 +62,9 @@ _Packed: TypeAlias = tuple[list[Any], list[Prepared | RadiographError]]
 class ReadingProcesses:
     """Reads and prepares files in `processes` worker processes, which each call of `read` starts and ends.
 
-    With `for_gate`, the processes also ask the gate whether an image is a chest radiograph. `waiting` is the number of
-    radiographs that may wait for the network after `read` has yielded them; they take shared memory as well.
+    `preparation` reads a file and makes the model's input from it. With `for_gate`, the processes also ask the gate
+    whether an image is a chest radiograph. `waiting` is the number of radiographs that may wait for the network after
+    `read` has yielded them; they take shared memory as well.
     """
 
     preparation: Preparation

@@ -41,7 +41,8 @@ def read_prepared(
     Args:
         classifier: Its `read` and `prepare` are applied to the files.
         files: The iterable is read only as far as files are needed.
-        for_gate: Whether to prepare the input of the classifier's gate, too; processes also ask the gate.
+        for_gate: Whether to prepare the input of the classifier's gate, too. Reading processes (but not threads) then
+            also ask the gate, so that each prepared radiograph holds the gate's verdict.
         batch_size: Radiographs per forward pass, which sets how many are read ahead.
         workers: Number of processes; 0 for threads; "auto" for a process per processor if the network is on a GPU and
             there are at least `FILES_FOR_PROCESSES` files, else threads. A script that starts processes needs a
@@ -115,7 +116,7 @@ def _executor(threads: int) -> ThreadPoolExecutor:
 
 
 def num_threads() -> int:
-    """Return the number of reading threads: one per processor of this process, at most `MAX_THREADS`."""
+    """Return the number of reading threads: one per processor that this process may use, at most `MAX_THREADS`."""
     return min(num_processors(), MAX_THREADS)
 
 

@@ -70,7 +70,7 @@ class ScoreOutput:
 
     @property
     def rows_file(self) -> Path:
-        """The file that rows are appended to: the output itself, or `<output>.views.jsonl`."""
+        """The file that rows are appended to: `<output>.views.jsonl` if `is_written_at_end`, else the output itself."""
         return self.path.with_name(f"{self.path.name}.views.jsonl") if self.is_written_at_end else self.path
 
     @property
@@ -81,7 +81,7 @@ class ScoreOutput:
     def runtime_of_resumed_run(self, runtime: str, precision: str) -> tuple[str, str]:
         """Return (runtime, precision), with "auto" replaced by the value with which the run to resume was started.
 
-        For a new run, and for an ensemble whose members had different runtimes or precisions, "auto" stays.
+        "auto" is not replaced for a new run, or for an ensemble whose members had different runtimes or precisions.
         """
         if self.existing is not Existing.RESUME or not self.record_file.exists():
             return runtime, precision
@@ -95,7 +95,7 @@ class ScoreOutput:
     def locked(self) -> Iterator[None]:
         """Context manager: keep other runs from writing the output; InputError if another run is writing it.
 
-        With OVERWRITE, the output and the files beside it are deleted first.
+        If `existing` is OVERWRITE, the output, its `rows_file` and its `record_file` are deleted first.
         """
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)

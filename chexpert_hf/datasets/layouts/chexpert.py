@@ -50,14 +50,17 @@ def _find_table(folder: Path, split: str) -> Path | None:
 
 
 def _columns(folder: Path) -> Sequence[str]:
-    """Return the columns of the first table found that may be labels; without a table, CheXpert's 14 observations."""
+    """Return the columns that may be labels; they are read from the table of train, else of valid, else of test.
+
+    If the folder has none of these tables, return CheXpert's 14 observations.
+    """
     file = next((file for split in _SPLIT_FILES if (file := _find_table(folder, split))), None)
     taken = {"Path", *_ACQUISITION_COLUMNS, *RESERVED}
     return CHEXPERT.names if file is None else [name for name in header_of(file) if name and name not in taken]
 
 
 def _labels(folder: Path) -> LabelSet:
-    """Return CheXpert's 14 observations, or the columns of the table if none of the 14 is among them."""
+    """Return CheXpert's 14 observations; if none of the 14 is among the columns of `_columns`, return these columns."""
     columns = _columns(folder)
     return CHEXPERT if not columns or {*columns} & {*CHEXPERT.names} else LabelSet(tuple(columns))
 
@@ -66,8 +69,8 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
     """Read a CSV file of CheXpert as a table, and check every cell that is used.
 
     Tables that other programs have written are read, too: separated by commas, semicolons or tabs, in UTF-8 or UTF-16,
-    with decimal commas, with M and F, with "nan" or "NA" in blank cells, with backslashes in paths, and with absolute
-    paths into the folder of the file.
+    with decimal commas, with M and F for the sexes, with "nan" or "NA" in blank cells, with backslashes in paths, and
+    with absolute paths into the folder of the file.
 
     Args:
         file: CSV file, possibly gzipped, with the columns of CheXpert in any order; further columns are skipped.
@@ -103,7 +106,11 @@ def read_table(file: Path, observations: Sequence[str], *, has_acquisition: bool
 
 
 def _parse_paths(cells: pd.DataFrame, file: Path) -> pd.DataFrame:
-    """Split paths into prefix, split, patient, study, file, view and side; DatasetError if a path is wrong."""
+    """Split each cell of the column Path into columns, and return them; DatasetError if a path is wrong.
+
+    For "a/train/patient00001/study1/view1_frontal.jpg", the columns are prefix "a/", split "train", patient
+    "patient00001", study "study1", file "view1_frontal.jpg", view "1" and side "frontal".
+    """
     stated = cells["Path"]
     paths = stated.str.strip().str.replace("\\", "/")
     parts = pc.extract_regex(pa.array(paths, pa.string(), from_pandas=True), _PATH_PATTERN)  # faster than pandas

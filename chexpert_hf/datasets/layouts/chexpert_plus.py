@@ -79,7 +79,11 @@ def _labels_of(cells: pd.DataFrame, labels_file: Path, names: Sequence[str], fil
 
 
 def _existing(folder: Path, paths: pd.Series) -> pd.Series:
-    """Return `paths` with the folder in front, such as `PNG/`, and the suffix under which the first image exists."""
+    """Return `paths`, adapted so that the first image exists in `folder`; unchanged if it cannot be found.
+
+    All paths are adapted alike: a subfolder such as `PNG/` is put in front if needed, and the suffix becomes .jpg, .png
+    or .dcm.
+    """
     if paths.empty:
         return paths
     folders = [f"{each.name}/" for each in sorted(folder.iterdir()) if each.is_dir()]

@@ -21,7 +21,10 @@ def _entries(folder: Path, *, is_folder: bool) -> list[str]:
 
 
 def _folders(folder: Path) -> list[str]:
-    """Return the names of folders that may be classes: no "mask" in the name, and no trained model in the folder."""
+    """Return the names of the subfolders that may be classes.
+
+    Subfolders with "mask" in the name, and those that hold a trained model, are left out.
+    """
     names = [name for name in _entries(folder, is_folder=True) if "mask" not in name.lower()]
     return [name for name in names if not any((folder / name / file).is_file() for file in _FILES_OF_MODELS)]
 
@@ -42,7 +45,7 @@ def _split_folder(folder: Path, split: str) -> str | None:
 
 
 def _classes(folder: Path, split: str) -> Mapping[str, list[str]]:
-    """Return class -> names of its images in one split; empty unless this or another split has two classes."""
+    """Return class -> file names of its images in `split`; {} if no split of the data set has two or more classes."""
     found: dict[str, Mapping[str, list[str]]] = {}
     for each in SPLIT_NAMES:
         if (place := _split_folder(folder, each)) is not None:
@@ -52,7 +55,7 @@ def _classes(folder: Path, split: str) -> Mapping[str, list[str]]:
 
 
 def _refuse_nested(folder: Path) -> None:
-    """Raise DatasetError if there are images further below the folders of classes, which would be left out."""
+    """Raise DatasetError if images lie in subfolders of a class's folder: they would be left out."""
     for name in _folders(folder):
         for place, below, _ in os.walk(folder / name):
             below[:] = _folders(Path(place))

@@ -52,9 +52,14 @@ def read_entries(file: Path, further: Sequence[str] = ()) -> pd.DataFrame:
 
 
 def split_table(cells: pd.DataFrame, file: Path, folder: Path, labels: pd.DataFrame, labels_by: str) -> pd.DataFrame:
-    """Make a split's table (see `layout.rows`) from its rows of `read_entries` and the labels of these rows.
+    """Make the table of a split (see `layout.rows`); each image is a study, since NIH's tables do not group views.
 
-    Each image is its own study, since the tables do not group views.
+    Args:
+        cells: Those rows of `read_entries` that belong to the split.
+        file: The file that `cells` were read from, for error messages.
+        folder: The data set's folder, in which the images are found.
+        labels: One row per row of `cells`, one column per observation.
+        labels_by: The reference standard, such as "text-mined labels".
     """
     sex = next((name for name in _SEX if name in cells), _SEX[0])
     return rows(
@@ -83,7 +88,10 @@ def _read(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _boxes(folder: Path) -> pd.DataFrame | None:
-    """Read `BBox_List_2017.csv` by position, as header and rows differ in number of commas; None if it is missing."""
+    """Read `BBox_List_2017.csv`; None if it is missing.
+
+    Columns are found by their position, not their name: the header has another number of commas than the rows.
+    """
     file = find_table(folder, [_BOXES])
     if file is None:
         return None

@@ -24,7 +24,7 @@ _SIZE = (1024, 1024)  # of all images of the challenge
 
 
 def _cells(folder: Path) -> tuple[pd.DataFrame, pd.Series]:
-    """Return the table's cells, and whether each row has a mask; an image may have several rows."""
+    """Read the data set's table: its cells, and for each row whether it has a mask. An image may have several rows."""
     file = table_in(folder, _TABLES)
     cells = read_cells(file, _IMAGE, [_MASK])
     expect_columns(cells, [_IMAGE, _MASK], [], file)

@@ -53,7 +53,7 @@ _USUAL_NAMES = {
 
 
 def is_fact(column: str) -> bool:
-    """Return whether a column has a usual name of a fact about the radiograph, such as "Patient ID", not of a label."""
+    """Return whether a column's name is a usual one for a fact about the radiograph; "Patient ID", for example, is."""
     plain = column.lower().replace(" ", "_").replace("-", "_")
     return any(plain in names for names in _USUAL_NAMES.values())
 
@@ -99,7 +99,10 @@ class _Columns:
     split: str | None = None
 
     def facts(self, header: Sequence[str]) -> dict[str, str]:
-        """Return fact -> its column: the one named in this object, else one of `header` with a usual name, if any."""
+        """Return fact -> its column, such as "patient" -> "Patient ID"; facts without a column are left out.
+
+        The column is the one named in this object or, if that is None, the one of `header` with a usual name.
+        """
         plain = {name.lower().replace(" ", "_").replace("-", "_"): name for name in reversed(header)}
         usual = {fact: next((plain[n] for n in names if n in plain), None) for fact, names in _USUAL_NAMES.items()}
         found = {fact: getattr(self, fact) or usual[fact] for fact in _USUAL_NAMES}
@@ -178,7 +181,9 @@ def _tables(split: str) -> list[str]:
 
 
 def _table_of(folder: Path, split: str, file: str | None, columns: _Columns) -> Path | None:
-    """Return the table that holds a split; None if there is none, or it has no image column or is CheXpert's.
+    """Return the table that holds a split; None if no table does, or if that table has no image column.
+
+    The result is also None for one of CheXpert's own tables, unless `columns` names the image column.
 
     `file` is the name of the only table to look for; if None, tables are looked for by their usual names.
     """
@@ -206,9 +211,10 @@ def _is_chexperts(table: Path, header: Sequence[str]) -> bool:
 
 @lru_cache(maxsize=16)
 def _label_columns(table: Path, columns: _Columns, _changed: int) -> tuple[str, ...]:
-    """Return the columns of a table that look like labels.
+    """Return the columns of a table that look like labels, except those that hold a fact according to `columns`.
 
-    `_changed` is the file's modification time; it is part of the cache's key, so that a changed file is read again.
+    Return () if the table has no image column. `_changed` is the file's modification time; it is part of the cache's
+    key, so that a changed file is read again.
     """
     header = header_of(table)
     facts = columns.facts(header)
@@ -278,7 +284,10 @@ def _read(
 
 
 def _names(cells: pd.Series, table: Path, expected: str) -> pd.Series:
-    """Return a column's cells without blanks around them; DatasetError, naming what is `expected`, if one is blank."""
+    """Return a column's cells without blanks around them; DatasetError if one is empty.
+
+    The error quotes `expected`, such as "the path of an image".
+    """
     names = cells.astype(object).str.strip()
     refuse_cells(names.isna() | names.str.lower().isin(BLANKS), cells, table, expected)
     return names

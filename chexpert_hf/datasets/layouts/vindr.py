@@ -41,7 +41,10 @@ def _votes(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _kaggle_votes(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
-    """Return a table like `_votes`, from rows of one box each; a reader who drew no box has one row, "No finding"."""
+    """Return a table like that of `_votes`, made from Kaggle's table, in which each row is one box of one reader.
+
+    A reader who drew no box in an image has one row for that image, with the class "No finding".
+    """
     file = table_in(folder, _KAGGLE_FILES)
     cells = read_cells(file, _IMAGE, [_CLASS, _READER])
     expect_columns(cells, [_IMAGE, _CLASS, _READER], [], file)

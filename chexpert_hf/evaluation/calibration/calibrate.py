@@ -61,8 +61,8 @@ class CalibratedModel:
     calibration: fits.Calibration  # its slopes and intercepts are already part of the weights
     operating_points: Mapping[str, fits.OperatingPoint]  # observation -> the point chosen for it
     without_point: Mapping[str, str]  # observation -> why no point was chosen; empty if none was asked for
-    num_studies: int  # of the split
-    check: fits.CalibrationCheck | None = None  # without the `prevalences`; None if there are too few studies
+    num_studies: int  # number of studies in the split
+    check: fits.CalibrationCheck | None = None  # not adapted to `prevalences`; None if there are too few studies
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain types for JSON."""

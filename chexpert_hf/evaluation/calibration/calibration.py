@@ -110,7 +110,7 @@ class OperatingPoint:
     threshold: float  # in [0, 1]: a probability of this or more is positive
     sensitivity: float
     specificity: float
-    ppv: float  # at the prevalence of these studies, or the given one
+    ppv: float  # at the `prevalence` given to `choose_operating_point`, else at that of these studies
 
 
 def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
@@ -141,8 +141,8 @@ def fit_temperature(logits: FloatArray, labels: FloatArray) -> float:
     """Fit, by maximum likelihood, one temperature: the number that divides the logits of all observations.
 
     Logits and labels are `(num_studies, num_labels)`, NaN where a label is unknown. Targets are smoothed as in
-    `fit_platt`, while Guo et al. use 1 and 0. Raises CalibrationError if a column has too few studies, all logits are
-    0, or the best temperature is not above 0.
+    `fit_platt`, while Guo et al. use 1 and 0. Raises CalibrationError if an observation has too few studies (see
+    `known_studies`), all logits are 0, or the best temperature is not above 0.
     """
     if np.shape(logits) != np.shape(labels):
         raise ValueError(f"Expected a label per logit, got shapes {np.shape(logits)} and {np.shape(labels)}.")
@@ -252,7 +252,7 @@ def known_studies(scores: FloatArray, labels: FloatArray) -> tuple[NDArray[np.fl
     """Return scores and labels `(num_studies,)` of one observation without the studies whose label is unknown (NaN).
 
     Raises:
-        CalibrationError: If fewer than `MIN_STUDIES_PER_CLASS` are positive or negative.
+        CalibrationError: If there are fewer than `MIN_STUDIES_PER_CLASS` positive studies, or fewer negative ones.
         ValueError: If the shapes differ or a score is not finite.
     """
     if np.shape(scores) != np.shape(labels) or np.ndim(scores) != 1:

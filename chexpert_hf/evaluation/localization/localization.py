@@ -131,8 +131,8 @@ def find_peak(saliency: NDArray[np.floating]) -> tuple[int, int] | None:
 def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> float:
     """Return the intersection over union of two masks `(height, width)`. Source: cheXlocalize, eval.py.
 
-    If one mask is empty, return NaN with `true_positives_only`, else 0, as on cheXlocalize's full data set. If both
-    are empty, return NaN. Raises ValueError if the shapes differ.
+    If both masks are empty, return NaN. If only one is, return NaN with `true_positives_only`, and 0 without, as
+    cheXlocalize does on its full data set. Raises ValueError if the shapes differ.
     """
     if predicted.shape != truth.shape:
         raise ValueError(f"The map is {predicted.shape}, the ground truth {truth.shape}; expected one (height, width).")
@@ -148,7 +148,10 @@ def indicate(saliency: NDArray[np.floating], threshold: float | None = None) -> 
 
 
 def score_indication(indication: Indication, truth: Mask) -> MapScore:
-    """Return hit and IoU of a map's mask and peak against a mask `(height, width)`; ValueError if the shapes differ."""
+    """Return hit (whether the peak lies in `truth`) and IoU (of the map's mask and `truth`), with the peak.
+
+    `truth` is the ground truth's mask `(height, width)`. Raises ValueError if the two masks differ in shape.
+    """
     overlap = iou(indication.mask, truth)
     hit = float(indication.peak is not None and truth[indication.peak]) if truth.any() else NAN
     return MapScore(hit, overlap, indication.peak)

@@ -51,7 +51,10 @@ def as_text(result: LocalizationResult) -> str:
 
 
 def as_markdown(result: LocalizationResult, title: str, warnings: Sequence[str] = ()) -> str:
-    """Format a Markdown report: tables of hit rate, mIoU and gains over the baselines, and explanations."""
+    """Format a Markdown report: tables and explanations, with `warnings` at the top.
+
+    The tables show hit rate, mIoU, and the hit rate of the model minus that of each baseline.
+    """
     tables, remarks = _tables(result), _remarks(result)
     content = {"result": result, "tables": tables, "remarks": remarks, "baselines": BASELINES, "priors": PRIORS}
     return render("localization.md", title=title, warnings=warnings, **content) + "\n"
@@ -84,7 +87,7 @@ def _tables(result: LocalizationResult) -> dict[str, list[list[str]]]:
 def _cells(result: LocalizationResult, metric: Callable[[PointerMetrics], Estimate]) -> list[list[str]]:
     """Return the cells of a table of one `metric`: observations as rows, pointers as columns.
 
-    With several observations, a last row has the means over the observations where no pointer's metric is undefined.
+    With several observations, a last row has the means over those observations for which all pointers have a value.
     """
     rows = [["observation", "images", "empty", *POINTERS]]
     values = []

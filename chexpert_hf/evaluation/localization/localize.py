@@ -112,8 +112,8 @@ def localize_dataset(
         progress: Called with 1 after each image.
 
     Raises:
-        InputError: If no image has a ground truth for the model's observations, an image or mask cannot be used, or
-            cheXlocalize's files are read or written and two images have the same id in them.
+        InputError: If no image has a ground truth for the model's observations, if an image or mask cannot be used, or
+            if `truth` or `maps_folder` uses cheXlocalize's files and two images would have the same id there.
     """
     paths, patients, names = dataset["path"][:], dataset["patient"][:], classifier.observations
     rows = rows_with_truth(dataset, truth, names)
@@ -204,8 +204,8 @@ def untrained_like(
 ) -> CheXpertClassifier:
     """Return a classifier with random weights and the architecture of `classifier`, or of an ensemble's first member.
 
-    Its BatchNorm layers get the statistics of the images in `files` as one batch. With the statistics of a new model,
-    the maps of all images would be nearly the same.
+    The BatchNorm layers of the new classifier get the statistics of the images in `files` as one batch. With the
+    statistics of a new model, the maps of all images would be nearly the same.
     """
     untrained = CheXpertClassifier(randomised_networks(classifier.model, seed)[1], classifier.processor)
     images = []
@@ -217,9 +217,10 @@ def untrained_like(
 
 
 def map_before_resizing(maps: SaliencyMaps, name: str) -> NDArray[np.float32]:
-    """Return the positive part of an observation's map over the whole image, in the size of the last feature maps.
+    """Return the positive part of an observation's map over the whole image.
 
-    If the network saw only a part of the image, both sides are `_COARSE_SIDE`, and the map is 0 outside that part.
+    The result has the size of the last feature maps. If the network saw only a part of the image, the result has
+    the size `(_COARSE_SIDE, _COARSE_SIDE)` instead, and is 0 outside that part.
     """
     if maps.box == (0, 0, *maps.size):
         return maps.positive[list(maps.observations).index(name)].numpy()
@@ -248,8 +249,8 @@ def _write_maps(
 ) -> dict[str, RunLengths]:
     """Write the maps of the image with the id `name` as cheXlocalize's pickles; return its compressed ground truth.
 
-    `found` is the ground truth, observation -> mask. If there is none, the result is an empty mask of one observation,
-    from which `write_segmentations` takes the image's size.
+    `found` is the ground truth, observation -> mask. If `found` is empty, an empty mask of one observation is returned,
+    since `write_segmentations` needs a mask to know the image's size.
     """
     folder.mkdir(parents=True, exist_ok=True)
     height, width = next((mask.shape for mask in found.values()), prediction.maps.size[::-1])

@@ -75,7 +75,7 @@ def _reference_cells(result: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _not_judged(item: Mapping[str, Any]) -> str | None:
-    """Return why the report shows no AUROC for `item`, an observation's entry in metrics.json; None if it does."""
+    """Return why the report shows no AUROC for `item`, an observation's entry in metrics.json; None if it shows one."""
     is_few = min(item["num_positive"], item["num_negative"]) < MIN_STUDIES_PER_CLASS
     return item["undefined"] or (_FEW if is_few else None)
 

@@ -54,7 +54,7 @@ def evaluate_predictions(
     """Compute the AUROCs per study of probabilities `(num_views, num_labels)` for the images of a split.
 
     The split's labels are `observations`, in this order; if None, the observations of the model's `config`, whose
-    `blank_labels` says how blanks count.
+    `blank_labels` says whether a blank is negative or unknown.
     """
     known, labels = config.labels.among(observations or config.observations), split_labels(dataset, config.blank_labels)
     return evaluate_probabilities(probabilities, labels, dataset["study"][:], known.names, known.headline, aggregation)
@@ -92,7 +92,8 @@ def assess_dataset(
         title: Names the data and the split.
         aggregation: How the views of a study are combined; one of `metrics.AGGREGATIONS`.
         replicates: Number of bootstrap resamples of patients.
-        num_thumbnails: Number of the first model's worst false positives, and false negatives, to show per observation.
+        num_thumbnails: How many of the first model's worst false positives to show for each observation, and as many
+            false negatives.
         num_sanity: Number of radiographs on which each model's maps are checked; 0 (no check), or at least 2.
         warnings: Shown at the top of the report.
         labels_name: Who set the labels of the data set, such as "text-mined labels".
@@ -188,7 +189,7 @@ def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations
 
 
 def patient_warnings(models: Sequence[str], patients: Sequence[str]) -> list[str]:
-    """Return the warnings of `seen_patients` for each model, a folder or a repository, after the model's name.
+    """Return the warnings of `seen_patients` for each model, such as "nih: ..."; a model is a folder or a repository.
 
     A model without a record of its training patients, such as an imported model or one of the Hub, gets a warning, too.
     """

@@ -55,10 +55,11 @@ def check_sanity(
 ) -> sanity.SanityChecks:
     """Check the maps of one model on two or more radiographs.
 
-    Weights are checked with all maps, regions with the maps of positive observations: those that the model calls
-    positive at its operating points. Deletion and insertion curves are made for at most `PAIRS` maps, of observations
-    that are positive or marked in `is_positive` `(num_files, num_labels)`. The label set's `none_of_these`, such as No
-    Finding, takes part in the check of weights only. `patients` names the patient of each file; None: all differ.
+    There are three checks. Weights: all maps are compared with those of randomised networks. Regions: the share of a
+    map that lies in regions without findings, for observations that the model calls positive at its operating points.
+    Removal: deletion and insertion curves for at most `PAIRS` maps, of observations that the model calls positive or
+    that `is_positive` `(num_files, num_labels)` marks. The maps of the label set's `none_of_these`, such as No Finding,
+    are used in the check of weights only. `patients` names the patient of each file; None: all differ.
     `progress` is called with the number of radiographs just scored, then with 1 for each map whose curves were made.
 
     Raises:

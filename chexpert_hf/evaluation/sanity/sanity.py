@@ -68,11 +68,11 @@ class WeightCheck:
     used: its window is as large as such a map.
     """
 
-    redrawn: str  # the weights that were randomised: "head" or "all weights"; a key of sanity.json
+    redrawn: str  # the weights that were randomised: "head" or "all weights"
     similarity: Estimate  # mean |correlation| over radiographs and observations; 1: maps do not depend on the weights
     signed: FloatArray  # (num_labels,): mean correlation
     by_observation: FloatArray  # (num_labels,): mean |correlation|; sometimes high by chance, as weights are drawn once
-    other_image: FloatArray  # (num_labels,): mean |correlation| of different radiographs' maps: what all share
+    other_image: FloatArray  # (num_labels,): mean |correlation| with the randomised network's maps of other radiographs
     by_chance: FloatArray  # (num_labels,): mean |correlation| if one map is shifted cyclically, over all shifts
 
     @property
@@ -218,7 +218,11 @@ def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[Mask, FloatAr
 
 
 def frame(shape: tuple[int, int]) -> Mask:
-    """Return the mask of the frame of a picture of `shape` (height, width): the outer share `FRAME` of each side."""
+    """Return the mask of a frame around a picture of `shape` (height, width).
+
+    Its upper and lower strips are `FRAME` times the height of the picture, its left and right strips `FRAME` times the
+    width.
+    """
     mask = np.ones(shape, dtype=bool)
     rows, columns = (max(1, round(FRAME * side)) for side in shape)
     mask[rows:-rows, columns:-columns] = False
@@ -244,8 +248,9 @@ def outside_body(picture: Picture) -> Mask:
 def side_marker(picture: Picture) -> Mask:
     """Return the mask of the box around the likeliest side marker, "L" or "R": bright strokes near an upper corner.
 
-    Metal must be bright in the picture, which needs at least 320 pixels a side to tell letters from ribs. The mask is
-    empty if nothing looks like a marker. It is sometimes wrong: a pacemaker or the edge of a bone may look like one.
+    Metal must be bright in the picture. Each side needs at least 320 pixels, else letters cannot be told from ribs. The
+    mask is empty if nothing looks like a marker. The box is sometimes wrong: a pacemaker or the edge of a bone may look
+    like a marker.
     """
     height, width = picture.shape
     grey = np.asarray(picture, dtype=np.float32)

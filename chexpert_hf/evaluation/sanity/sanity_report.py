@@ -145,9 +145,9 @@ def _removal_row(removal: RemovalCheck, name: str, curves: FloatArray, gain: Est
 
 
 def _unchanged(observations: Sequence[str], check: WeightCheck) -> str:
-    """Return a sentence on the observations with a similarity of `MAX_SIMILARITY` or more, which the mean may hide.
+    """Return a sentence that names the observations with a similarity of `MAX_SIMILARITY` or more; "" without any.
 
-    The sentence is empty if there is no such observation.
+    The mean over all observations may hide such observations.
     """
     pairs = zip(observations, check.by_observation, strict=True)
     names = [f"{name} {number(value, 2)}" for name, value in pairs if value >= MAX_SIMILARITY]
