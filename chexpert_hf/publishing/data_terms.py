@@ -134,9 +134,10 @@ def write_terms(folder: Path, terms: Sequence[Terms]) -> None:
 
 
 def read_terms(folder: Path) -> list[Terms]:
-    """Read the terms of all data and models that the weights in a folder come from; empty if unknown or unreadable.
+    """Read the terms (licence, citations, limits) of all data and models that the weights in a folder come from.
 
-    If there is no `terms.json`, as in older folders, return the terms of the data sets named in `evaluation.json`.
+    They are read from `terms.json`. Older folders have no such file: the result is then the terms of the data sets
+    named in `evaluation.json`. Empty if both files are missing, or the one that is read is damaged.
     """
     names = [item.name for item in fields(Terms)]
     try:
@@ -151,7 +152,8 @@ def read_terms(folder: Path) -> list[Terms]:
 def with_initial_terms(own: Terms, initial: Sequence[Terms], name: str) -> Terms:
     """Join a fine-tuned model's terms: those of its training data, `own`, and those of its initial model, `initial`.
 
-    `name` is the name of the initial model. Licences and citations are joined; the limits are those of `own`.
+    Licences and citations are joined; the limits are those of `own`. `name` is what the joined licence calls the
+    initial model. Returns `own` if `initial` is empty.
     """
     if not initial:
         return own

@@ -53,8 +53,10 @@ def assess_predictions(
     """Compute metrics with 95 % intervals, also by subgroup, from a model's probabilities.
 
     `probabilities` are `(num_images, num_labels)`; `dataset` holds the images' labels, of the same observations in the
-    same order. `replicates` is the number of bootstrap resamples of patients. The result is the model's entry in
-    `assessment.assess(...)["models"]`, with `replicates` added.
+    same order. `replicates` is the number of bootstrap resamples of patients.
+
+    Returns `mean_auroc`, `mean_over` (the observations of that mean), and the lists `observations`, `subgroups` and
+    `gaps`, all as in an entry of `models` from `assessment.assess`; also `name` ("model") and `replicates`.
     """
     labels = split_labels(dataset, config.blank_labels)
     result = assess(
@@ -84,8 +86,8 @@ def evaluation_record(
     calibration keeps the order of the probabilities.
 
     Args:
-        evaluation: On the validation split.
-        data: Name and numbers of the data; see `record` in `card.render_card`.
+        evaluation: Metrics on the validation split.
+        data: Name of the data, and its numbers of images, studies and patients; see `record` in `card.render_card`.
         was_chosen_on_it: Whether the checkpoint was chosen on this same split.
         assessment: From `assess_predictions`, for intervals and subgroups.
     """
@@ -135,7 +137,7 @@ def save_trained_folder(
     best_step: int,
     assessment: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the complete folder of a model that this package trained; other files in the folder stay.
+    """Write the complete folder of a model that this package trained; other files in the folder are kept.
 
     Call `write_checksums` again after adding files to the folder.
 
@@ -144,7 +146,7 @@ def save_trained_folder(
         model: In float32 on the CPU.
         processor: Its image processor.
         recipe, data, best_step: See `chexpert_hf.publishing.card.render_card`.
-        evaluation: On the validation split.
+        evaluation: Metrics on the validation split.
         assessment: From `assess_predictions`: intervals and subgroups for card and `evaluation.json`.
     """
     state_dict = half_state_dict(model) if recipe["stored_precision"] == "fp16" else None
@@ -159,9 +161,9 @@ def save_trained_folder(
 
 
 def _initial_terms(init: str) -> list[Terms]:
-    """Return the terms of the model that a run started from (`init`), or a reference to its card if they are unknown.
+    """Return the terms of `init`, the model that a run started from; empty for "imagenet" and "random".
 
-    Empty if the run started from "imagenet" or "random".
+    If the terms are unknown, the list has one entry, whose licence refers to the card of `init`.
     """
     if init in ("imagenet", "random"):
         return []
@@ -181,7 +183,14 @@ def save_imported_folder(
 ) -> None:
     """Write the complete folder of a model that others trained.
 
-    Other files stay, except an earlier model's results. `final` is where `folder` will be moved to; None if it stays.
+    An earlier model's results and recipe in the folder are deleted; other files are kept.
+
+    Args:
+        folder: The folder to write.
+        model: The imported model.
+        processor: Its image processor.
+        origin: Where the weights come from, and their terms.
+        final: Path that the caller will move `folder` to, shown in the card's examples; None if it is not moved.
     """
     name, model_id = readable(folder.resolve().name), _model_id(final or folder)
     _write(folder, model, processor, None, sources=[origin], name=name, terms=origin, model_id=model_id)
@@ -213,7 +222,7 @@ def _write(
 
 
 def _model_id(folder: Path) -> str:
-    """Return the path that a card's examples show: the given one, or only the folder's name if it is absolute."""
+    """Return the path that a card's examples show: `folder` itself, or only its last part if `folder` is absolute."""
     return readable(folder.name if folder.is_absolute() else folder.as_posix())
 
 

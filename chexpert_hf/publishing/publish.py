@@ -256,9 +256,9 @@ def push_space(
 
 
 def requirements() -> list[str]:
-    """Return a Space's requirements: those of the package, OpenVINO and timm, without Gradio, which every Space has.
+    """Return a Space's requirements: OpenVINO, timm, and what this package requires except Gradio.
 
-    Raises InputError if the package is not installed.
+    Every Space has Gradio already. Raises InputError if this package is not installed.
     """
     try:
         declared = metadata.requires("chexpert-hf") or []
