@@ -98,7 +98,7 @@ def read_list(file: Path) -> list[str]:
 def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Iterator[RadiographFile]:
     """Yield the radiographs in a folder or archive, or `path` itself if it is a file, even a missing one.
 
-    Followed links and skipped files are counted in `found`. The caller collects the radiographs: `found.files` stays.
+    Followed links and skipped files are counted in `found`. The radiographs are not added to `found.files`.
     """
     if os.path.isdir(path):
         return _Walk(path, found, follow_links).files()
@@ -112,8 +112,8 @@ def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Ite
 def archive_members(path: str, found: Found, *, others: bool = False) -> Iterator[ArchiveMember]:
     """Yield the radiographs in an archive; one member with an empty name if it has none or cannot be read.
 
-    DICOM files without an image are counted in `found`. Archives in the archive are yielded like radiographs, and with
-    `others` also files that are no images: reading them reports an error.
+    DICOM files without an image are skipped and counted in `found`. Archives in the archive are yielded, and with
+    `others` also files that are not images, so that reading each of them raises an error that the user sees.
     """
     try:
         archive = open_archive(path)
@@ -192,7 +192,10 @@ class _Walk:
         self._sort_of = lru_cache(maxsize=4096)(self._is_outside_or_folder)
 
     def files(self) -> Iterator[str]:
-        """Yield the radiographs, sorted folder by folder, and unreadable folders, for the reader to report."""
+        """Yield the radiographs, sorted folder by folder.
+
+        Unreadable folders are yielded, too, so that reading them like a radiograph raises an error that the user sees.
+        """
         for path, sort in self._below(self._root, self._real_root):
             if sort == "unreadable folder" or (sort != "folder" and self._is_radiograph(path)):
                 self._found.num_links += sort == "link"
@@ -310,7 +313,10 @@ def is_system_file(name: str) -> bool:
 
 
 def _may_be_radiograph(name: str) -> bool:
-    """Return whether a name has an image's suffix, a number (`1.2.840.1`) or none; DICOM files have the last two."""
+    """Return whether a name has no suffix, the suffix of an image such as `.png`, or a number as its suffix.
+
+    Names without suffix, or with a number (`1.2.840.1`), are common for DICOM files.
+    """
     suffix = _suffix(name)
     return not suffix or suffix in IMAGE_SUFFIXES or suffix[1:].isdigit()
 

@@ -98,7 +98,8 @@ def read_raster(
 
     Returns the upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour.
     If `target_size` is not None, a large JPEG is decoded smaller, with sides well above that many pixels. Without
-    `with_colour`, the file counts as not in colour: for the check, a colour JPEG is decoded a second time.
+    `with_colour`, colour is not checked, and the last returned value is always False. Checking costs time, since a
+    colour JPEG has to be decoded a second time for it.
     """
     try:
         if file_format == "PNG":
@@ -155,9 +156,9 @@ def read_pillow(image: Image.Image, *, with_colour: bool) -> tuple[Image.Image, 
 
 
 def _check_png_chunks(stream: BinaryIO) -> None:
-    """Check a PNG's lengths, checksums and end mark, which Pillow does not, and its numbers of chunks and of texts.
+    """Check a PNG file's chunks: their lengths, checksums, number and end mark. Pillow accepts files that fail here.
 
-    Raise EOFError or struct.error for damage, RadiographError for too many chunks or texts. Source: PNG (Third
+    Raise EOFError or struct.error for damage, RadiographError for too many chunks or text chunks. Source: PNG (Third
     Edition), section 5.
     """
     num_texts = 0

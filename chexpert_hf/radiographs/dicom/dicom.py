@@ -215,7 +215,12 @@ def _read_fragments(stream: BinaryIO, max_bytes: int) -> bytes:
 def _decode(
     data: bytes, frame: Frame, syntax: UID, plugin: str, vr: str, bits_allocated: int
 ) -> NDArray[np.unsignedinteger]:
-    """Decode a gray frame to its unsigned words `(rows, columns)`, a colour frame to RGB `(rows, columns, 3)`."""
+    """Decode a gray frame to unsigned words `(rows, columns)`, a colour frame to RGB `(rows, columns, 3)`.
+
+    `syntax` is the transfer syntax. `plugin` names the pydicom plugin that decodes; it is "" if `data` are not
+    compressed. `vr` is the value representation of the pixel element, `bits_allocated` the number of bits of a word.
+    Raises EOFError if the decoded image has another size than `frame`.
+    """
     options: dict[str, Any] = {
         **asdict(frame),
         "number_of_frames": 1,
@@ -233,7 +238,10 @@ def _decode(
 
 
 def _stored_values(words: NDArray[np.unsignedinteger], bits: Bits, notes: list[str]) -> NDArray[np.integer]:
-    """Extract the samples, with their sign, from the words of `_decode`; drop other bits, such as overlays."""
+    """Extract the samples, signed or unsigned, from the words of `_decode`; drop a word's other bits, such as overlays.
+
+    If `bits.is_signed` is None, guess from the words whether samples are signed, and add a line on that to `notes`.
+    """
     width, is_signed = 8 * words.itemsize, bits.is_signed
     if is_signed is None:
         # Only signed samples have a reason to repeat their highest bit in the bits above.

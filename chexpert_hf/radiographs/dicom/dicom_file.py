@@ -23,7 +23,10 @@ _MAX_REST_BYTES = 1_000_000
 
 
 class InflatedStream(BytesIO):
-    """A deflated data set, decompressed: `read` reads the header, up to 8 MB, then `read_last` pixels of any size."""
+    """Decompresses a deflated data set: first `read` reads the header, then `read_last` reads the pixels.
+
+    The header may have up to 8 MB, or `read` raises RadiographError. The pixels may have any size.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)

@@ -52,7 +52,11 @@ class Bits:
 
 
 def read_frame(header: Header, is_compressed: bool) -> Frame:
-    """Read and check size and colour type of the only frame; add a line to `header.notes` for each missing element."""
+    """Read and check size and colour type of a file's only frame.
+
+    Each missing element that can be derived adds a line to `header.notes`. Raises RadiographError if the file has
+    several frames, the size or colour type is not supported, or a missing element cannot be derived.
+    """
     num_frames = _num_frames(header, is_compressed)
     if num_frames != 1:
         raise RadiographError(f"Expected a radiograph, the DICOM file has {num_frames} frames; export one of them.")
@@ -78,10 +82,11 @@ def read_frame(header: Header, is_compressed: bool) -> Frame:
 
 
 def read_bits(header: Header, frame: Frame, measured: int, precision: int | None) -> Bits:
-    """Read which bits of a word hold a sample; add a line to `header.notes` for each missing element.
+    """Read which bits of a word hold a sample; derive missing elements, with a line in `header.notes` for each.
 
     `measured` is the number of bits per word, found from the amount or coding of the data. `precision` is the number of
-    bits per sample in the compressed image's own header, None if there is no such header.
+    bits per sample in the compressed image's own header, None if there is no such header. Raises RadiographError if
+    the bits are not supported or contradict each other.
     """
     keywords = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
     allocated, stored, high, sign = (header.integer(keyword) for keyword in keywords)
@@ -149,7 +154,11 @@ def inspect_codestream(codestream: bytes, syntax: UID, frame: Frame) -> tuple[st
 
 
 def _num_frames(header: Header, is_compressed: bool) -> int:
-    """Return the number of frames; 1 if it is unreadable and pixels are uncompressed, since their amount is checked."""
+    """Return the number of frames; 1 if the header does not state it.
+
+    If the stated number cannot be read, raise RadiographError for compressed pixels. For uncompressed pixels return 1:
+    the amount of pixel data is checked later.
+    """
     first, _, last = (part.strip() for part in header.text("NumberOfFrames").partition(" OF "))
     if first.isdecimal() and last.isdecimal():
         return int(last)

@@ -21,7 +21,7 @@ _RANGE_USED = "the range of the pixels was used instead"
 def render(pixels: NDArray[np.integer], header: Header, photometric: str, bits_stored: int) -> NDArray[np.uint8]:
     """Render stored values `(rows, columns)` as a viewer would: bones bright, air dark.
 
-    A VOI lookup table has priority over windows; the first usable window counts. If there is no table and no usable
+    A VOI lookup table is applied if there is one, else the first usable window. If there is no table and no usable
     window, or the rescaling is not usable, images of up to 8 bits keep their full range, as in a PNG. Deeper images
     rarely fill their range: the smallest value that is not padding becomes black, the largest white. Small values are
     bright if `photometric` is "MONOCHROME1" or PresentationLUTShape is INVERSE, or both.
@@ -55,9 +55,10 @@ def render(pixels: NDArray[np.integer], header: Header, photometric: str, bits_s
 
 
 def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> NDArray[np.float64] | None:
-    """Map stored values by the header's modality table or rescaling, if any; None if the rescaling is not usable.
+    """Map stored values by the header's modality lookup table, or else by its rescale slope and intercept.
 
-    `levels` are the stored values, `dtype` is that of the pixels.
+    `levels` are the stored values to map; `dtype` is the type of the image's pixels. Without a table, the values are
+    returned unchanged if slope or intercept is missing, and None is returned if slope or intercept is not usable.
     """
     values = levels.astype(np.float64)
     if (modality := _table(header, "ModalityLUTSequence", dtype)) is not None:
@@ -79,8 +80,9 @@ def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> N
 def _window(values: NDArray[np.float64], used: NDArray[np.float64], header: Header) -> NDArray[np.float64] | None:
     """Apply the first usable window to `values`; return the result in 0..1, or None if no window is usable.
 
-    `values` are from `_modality`, in the order of the possible stored values; `used` are those between the smallest and
-    the largest stored value in the image. Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
+    `values` are from `_modality`, one for each possible stored value, ordered by stored value. `used` is the part of
+    `values` from the image's smallest stored value to its largest. A window that covers none of `used` adds a line to
+    `header.notes`. Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """
     centers, widths = header.numbers("WindowCenter"), header.numbers("WindowWidth")
     if not centers and not widths:
@@ -149,5 +151,8 @@ def _through_table(values: NDArray[np.float64], first: int, table: NDArray[np.un
 
 
 def _signed(value: int, dtype: np.dtype) -> int:
-    """Return a 16-bit value as signed if the pixels' `dtype` is signed: files often have US in place of SS elements."""
+    """Return a 16-bit value of an element as signed if the pixels' `dtype` is signed, else unchanged.
+
+    Many files with signed pixels store such elements as unsigned numbers (US in place of SS).
+    """
     return value - (1 << 16) if dtype.kind == "i" and value >= 1 << 15 else value
