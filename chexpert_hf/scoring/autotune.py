@@ -52,10 +52,12 @@ class Choice:
 def choice_file(
     model: CheXpertForImageClassification, input_size: tuple[int, int], asked: tuple[RuntimeName, Precision]
 ) -> Path:
-    """Return the path, in the user's cache, of the file for a model's choice on this machine; the file may be missing.
+    """Return the path of the file in the user's cache that stores the choice for a model on this machine.
+
+    The file may be missing.
 
     Args:
-        model: Only its architecture counts, not its weights.
+        model: The model. All models of its architecture share one file, whatever their weights.
         input_size: (height, width) in pixels.
         asked: Runtime and precision that the user asked for; at least one of them is "auto".
     """
@@ -117,7 +119,7 @@ def fastest(rates: Mapping[Candidate, float]) -> Candidate:
 def images_per_second(runtimes: Sequence[Runtime], shape: tuple[int, int, int]) -> list[float]:
     """Time each runtime on random images of a shape (channels, height, width); return images per second.
 
-    The runtimes take turns, batch by batch, and the fastest batch of each counts.
+    The runtimes take turns, batch by batch. A runtime's speed is that of its fastest batch.
     """
     pixel_values = torch.randn(_BATCH, *shape, generator=torch.Generator().manual_seed(0))
     for runtime in runtimes:

@@ -306,7 +306,7 @@ class CheXpertClassifier:
         return self.preparation.prepare(radiograph, for_gate=for_gate)
 
     def verdicts(self, radiographs: Sequence[Prepared]) -> list[Verdict | None]:
-        """Return the gate's verdict on each prepared radiograph; see `Preparation.verdicts`."""
+        """Return a verdict for each radiograph, None if the gate does not check it; see `Preparation.verdicts`."""
         return self.preparation.verdicts(radiographs)
 
     def predict_prepared(
@@ -443,7 +443,10 @@ def _check_options(errors: str, batch_size: int) -> None:
 
 
 def _cells(result: Prediction | RadiographError, positives: bool) -> dict[str, Any]:
-    """Return the columns of `predict_folder`, without `path`, for the result of one file."""
+    """Return the row of one file in the table of `predict_folder`, by column, without `path`.
+
+    `positives` is as in `predict_folder`. The row of a RadiographError has `error` only.
+    """
     if isinstance(result, RadiographError):
         return {"error": result.reason}
     cells = {**result.probabilities, "note": " ".join(result.notes) or None}

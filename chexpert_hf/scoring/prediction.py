@@ -97,8 +97,8 @@ class Prediction:
         If `source` cannot be read again, only the scores are drawn; without maps, only the radiograph and the scores.
 
         Args:
-            observation: Whose map to show. None: the most probable of the positive observations, or of all if none is
-                positive, except No Finding.
+            observation: The observation whose map to show. If None, the most probable of the positive observations is
+                chosen, or of all observations if none is positive; No Finding only if there is no other observation.
 
         Raises:
             ValueError: If an observation is given, and maps were not requested.
@@ -198,7 +198,8 @@ def display_order(
 ) -> list[str]:
     """Sort observations for display: first the positive ones, then the others, each by falling probability.
 
-    `none_of_these`, such as "No Finding", is left out unless there is no other, since its map means nothing.
+    `none_of_these` is the observation that denies all others, such as "No Finding"; None if there is no such one. It is
+    left out, since its map means nothing, unless it is the only observation.
     """
     names = sorted(by_probability(probabilities), key=lambda name: not positives[name])
     return [name for name in names if name != none_of_these] or names

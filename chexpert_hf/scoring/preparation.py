@@ -74,7 +74,10 @@ class Preparation:
         return Prepared(gray, radiograph.original_size, radiograph.notes, gate_input)
 
     def verdicts(self, radiographs: Sequence[Prepared]) -> list[Verdict | None]:
-        """Return the gate's verdict on each radiograph with a `gate_input`, and the stored `verdict` of the others."""
+        """Return a verdict for each radiograph; None for those that the gate does not check.
+
+        If a radiograph has a `gate_input`, the gate checks it now. Otherwise its stored `verdict` is returned.
+        """
         inputs = [one.gate_input for one in radiographs if one.gate_input is not None]
         judged = iter(self.gate.judge_batch(inputs) if self.gate else ())
         return [one.verdict if one.gate_input is None else next(judged, None) for one in radiographs]

@@ -163,9 +163,9 @@ def overlay(image: Image.Image, saliency: NDArray[np.floating], opacity: float =
 
 
 def overlay_of(image: Image.Image, maps: SaliencyMaps, observation: str, opacity: float = 0.5) -> Image.Image:
-    """Draw the map of an observation over its radiograph, like `overlay`; an empty map is named on the picture.
+    """Draw the map of an observation over its radiograph, like `overlay`.
 
-    `maps` must have the image's size (see `SaliencyMaps.at_size`).
+    If the map is empty, a text on the picture says so. `maps` must have the image's size (see `SaliencyMaps.at_size`).
     """
     picture = overlay(image, maps[observation], opacity)
     if not maps.is_empty(observation):

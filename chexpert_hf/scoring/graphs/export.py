@@ -218,9 +218,10 @@ def _images_to_export_with(
 ) -> tuple[list[Image.Image], str]:
     """Return the images for an export, and the name of the data that they are from.
 
-    For int8: radiographs from `calibration`, or phantoms if that is None; a graph is compared with its model on the
-    first third, and quantised on the rest. Else: phantoms, all for the comparison. The first one is the phantom of
-    `reference.json` in the model folder `source`, if there is such a file.
+    For int8, the images are radiographs from `calibration`, or phantoms if that is None; a graph is compared with its
+    model on the first third, and quantised on the rest. For another precision, the images are phantoms, all for the
+    comparison; the phantom of `reference.json` in the model folder `source`, if there is such a file, is the first.
+    `processor` tells the size that the images will be resized to.
     """
     if not is_int8:
         return reference_phantom(source) + phantoms(_REFERENCE_PHANTOMS, seed=_REFERENCE_SEED), "phantoms"
@@ -233,7 +234,10 @@ def _images_to_export_with(
 
 
 def phantoms(count: int, *, seed: int) -> list[Image.Image]:
-    """Draw `count` phantoms of all projections and observations in turn; phantom i has the seed `seed + i`."""
+    """Draw `count` phantoms with one observation each; phantom i has the seed `seed + i`.
+
+    From one phantom to the next, both observation and projection change, so that all of them occur in turn.
+    """
     drawn = (
         render_phantom(seed + number, [OBSERVATIONS[number % len(OBSERVATIONS)]], projection=PROJECTIONS[number % 3])
         for number in range(count)
@@ -261,7 +265,8 @@ def _radiographs(folder: Path, count: int, *, target_size: int) -> list[Image.Im
     """Read at most `count` radiographs of a folder, a random sample with a fixed seed.
 
     If the folder is a data set, its train split is used, or the first split that it has. `target_size` is the side in
-    pixels that the images will be resized to. Raises InputError if there are too few, or one cannot be read.
+    pixels that the images will be resized to. Raises InputError if the folder has fewer than `_MIN_IMAGES`
+    radiographs, or one of the sample cannot be read.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; expected a data set or a folder with radiographs.")

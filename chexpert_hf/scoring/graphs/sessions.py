@@ -221,7 +221,7 @@ class OpenVINORuntime(Runtime):
         return logits, maps if saliency else None
 
     def side_by_side(self) -> "Sequence[OpenVINORuntime]":
-        """Return as many runtimes as OpenVINO advises, at most `MAX_PARALLEL`; compile the graph for them once."""
+        """Return as many runtimes as OpenVINO advises, at most `MAX_PARALLEL`; they share one compiled graph."""
         with self._lock:
             if not self._streams:
                 compiled = self._compiled("THROUGHPUT")
