@@ -19,7 +19,11 @@ Roots: TypeAlias = Path | Sequence[Path]
 
 
 def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
-    """Return a recipe with `observations` and `label_set` filled in, from its field `labels` or else from the data.
+    """Return a recipe in which `observations` and `label_set` are set.
+
+    They are taken from the label set that the recipe's field `labels` names; if it is None or "union", from the label
+    set of the data in the folders `roots`. A recipe that already names observations keeps them, and its label set is
+    reduced to them.
 
     Raises:
         InputError: If `labels` is not a label set, or the layout of the data is not recognised.
@@ -39,9 +43,10 @@ def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
 def with_stated_labels(recipe: Recipe, train: datasets.Dataset, say: Callable[[str], None]) -> Recipe:
     """Return the recipe without the observations for which no training image has a usable label.
 
-    A label is not usable if it is -100 (not stated); blank, if the recipe counts blanks as unknown; or uncertain, if
-    its policy learns only from certain labels. `say` is called with a line that names the removed observations, and one
-    that names those that no training image has.
+    A label is not usable if it is -100 (not stated), if it is blank and the recipe treats blanks as unknown, or if
+    it is uncertain and the observation's policy learns only from certain labels. `say` is called with a line that names
+    the removed observations, and one that names the kept observations that are positive or uncertain in no training
+    image.
 
     A recipe with a `held_out_fold` is returned unchanged, since all folds must have the outputs of the whole run.
 
@@ -82,8 +87,9 @@ def load_data(
 ) -> datasets.DatasetDict:
     """Load the splits `train` and `valid` of a recipe that `with_labels` has completed.
 
-    Options and errors are those of `load_dataset`. If the recipe has a `held_out_fold`, that fold of the training
-    images becomes `valid`. Which patients are held out does not depend on the seed.
+    `roots` is the folder of the data, or several. The options and errors are those of `load_dataset`. If the recipe has
+    a `held_out_fold`, that fold of the training images becomes `valid`. Which patients are held out does not depend
+    on the seed.
     """
     names = ("layout", "frontal_only", "observations", "num_patients", "valid_fraction")
     options = {name: getattr(recipe, name) for name in names}

@@ -135,8 +135,8 @@ def _has_row_per_observation(config: CheXpertConfig) -> bool:
 def changes_to_initial(recipe: Recipe) -> list[str]:
     """Return lines for the user on how a run differs from the model that it fine-tunes; empty for a new model.
 
-    One names the observations that the initial model lacks. Another gives the image size, unless the recipe sets it and
-    it is that of the initial model.
+    If the initial model lacks observations of the run, a line names them. If the recipe sets no image size, a line says
+    that the initial model's is used. If the recipe sets another size than the initial model's, a line names both.
     """
     if recipe.init in ("imagenet", "random"):
         return []
@@ -157,7 +157,11 @@ def changes_to_initial(recipe: Recipe) -> list[str]:
 
 
 def image_size_of(recipe: Recipe) -> int:
-    """Return the side in pixels of a run's square images: the recipe's `image_size`, or that of its initial model."""
+    """Return the side in pixels of a run's square images.
+
+    It is the recipe's `image_size`. If that is None, it is the image size of the model to fine-tune, or
+    `DEFAULT_IMAGE_SIZE` for a new model.
+    """
     if recipe.image_size is not None:
         return recipe.image_size
     if recipe.init in ("imagenet", "random"):
@@ -186,7 +190,10 @@ def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
 
 
 def num_devices() -> int:
-    """Return how many devices take `batch_size` images each: processes of torchrun, or the GPUs of a single process."""
+    """Return how many devices train at once; each takes a batch of the recipe's `batch_size` images per step.
+
+    The result is the number of processes if torchrun started several, else the number of GPUs, or 1 without a GPU.
+    """
     processes = PartialState().num_processes
     return processes if processes > 1 else max(1, torch.cuda.device_count())
 

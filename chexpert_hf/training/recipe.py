@@ -274,7 +274,7 @@ class Recipe:
 
     @property
     def known_labels(self) -> LabelSet:
-        """The observations with their hierarchy and definitions; empty before `data.with_labels` fills them in."""
+        """The observations with their hierarchy and definitions; empty while the field `observations` is empty."""
         if self.label_set:
             return LabelSet.from_dict(self.observations, self.label_set)
         return CHEXPERT.among(self.observations)

@@ -90,8 +90,8 @@ def train(
         root: The folder of a data set in a layout that is recognised, or several such folders.
         output: A new or empty folder; with `resume`, the folder of the run to resume.
         resume: Resume from the newest intact checkpoint in `output/checkpoints`, or start if there is none.
-        report_to: One of `REPORTERS`.
-        follow_links: Whether radiographs may be links that lead out of the folder.
+        report_to: Service that the Trainer logs the metrics to: "tensorboard" or "trackio"; "none" for no service.
+        follow_links: Whether radiographs may be links that lead out of the data set's folder.
         say: Called with each line for the user.
         progress: Callback that shows progress; `TrainingProgress` if None.
 
@@ -260,8 +260,8 @@ def _seen_by_initial(recipe: Recipe, data: datasets.DatasetDict) -> list[str]:
 def _write_patients(folder: Path, data: datasets.DatasetDict, recipe: Recipe, *, was_checkpoint_chosen: bool) -> None:
     """Write hashed ids of the training patients, and of the validation patients if a checkpoint was chosen on them.
 
-    The ids in the initial model's files are added, if it is a local folder. Later evaluations read the files to detect
-    that they are on the same patients.
+    If the initial model is a local folder, the ids in its files are added. A later evaluation reads the written files
+    to detect that some of its patients were used in training, or to choose the checkpoint.
     """
     chosen_on = data["valid"]["patient"][:] if was_checkpoint_chosen else []
     for file, patients in ((TRAINING_PATIENTS_FILE, data["train"]["patient"][:]), (SELECTION_PATIENTS_FILE, chosen_on)):
@@ -304,10 +304,11 @@ def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> T
 def _judged_observations(
     data: datasets.DatasetDict, recipe: Recipe, say: Callable[[str], None] = lambda _line: None
 ) -> tuple[str, ...]:
-    """Return the observations with enough positive and negative validation studies to be evaluated.
+    """Return the observations that have enough validation studies to be evaluated.
 
-    `say` is called with a line on the numbers of images, validation studies and returned observations, and with a
-    warning if no observation is returned.
+    Enough are `metrics.MIN_STUDIES_PER_CLASS` positive studies and as many negative ones. `say` is called with a line
+    on the numbers of images, validation studies and returned observations, and with a warning if no observation is
+    returned.
     """
     valid = data["valid"]
     truth, studies = per_study(split_labels(valid, recipe.blank_labels), valid["study"][:])

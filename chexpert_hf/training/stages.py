@@ -55,9 +55,10 @@ class Stages:
         return folder
 
     def after_first_stage(self) -> Recipe:
-        """Return the recipe of the main training. A conditional first stage, if any, is trained now and is its `init`.
+        """Return the recipe of the main training; if the run has a conditional first stage, train that stage now.
 
-        In the first stage, the label of a child in the label hierarchy counts only where its parent is positive.
+        In the first stage, the label of a child in the label hierarchy is used only where its parent is positive. The
+        returned recipe has the first stage's model as `init`. Without a first stage, the recipe is returned unchanged.
         """
         recipe = self.recipe
         if not recipe.conditional_epochs:
@@ -163,7 +164,7 @@ def _resolved(name: str, value: Any) -> Any:
 
 
 def _without_self_training(recipe: Recipe, **values: Any) -> Recipe:
-    """Return the recipe with U-Ignore in place of U-SelfTrained, and with other `values`."""
+    """Return the recipe with U-Ignore in place of U-SelfTrained; `values` replace other fields of the recipe."""
     ignored = dict.fromkeys(recipe.self_trained_observations, UncertaintyPolicy.U_IGNORE.value)
     return recipe.override(policy=recipe.policies | ignored, teacher_epochs=None, **values)
 
@@ -191,7 +192,10 @@ def _write_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe, te
 
 
 def _read_soft_labels(path: Path, dataset: datasets.Dataset, recipe: Recipe) -> NDArray[np.float32]:
-    """Read soft labels `(num_rows, num_labels)`, NaN where not uncertain; RecipeError if some are missing or wrong."""
+    """Read soft labels `(num_rows, num_labels)` from a file like that of `_write_soft_labels`; NaN where not uncertain.
+
+    Raise RecipeError if the file cannot be read, lacks an uncertain label, or holds a value outside [0, 1].
+    """
     observations = list(recipe.self_trained_observations)
     try:
         table = pd.read_csv(path, dtype={"path": str}).set_index("path")

@@ -133,7 +133,10 @@ class CheXpertTrainer(DurableCheckpoints):
 
 
 class BestCheckpoints(TrainerCallback):
-    """Evaluates and saves the last step, too; keeps only the newest checkpoint and the `count` best by AUROC."""
+    """Deletes all checkpoints except the newest and the `count` best by validation AUROC.
+
+    Also makes the Trainer evaluate and save after the last step of the run, not only at its regular intervals.
+    """
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -290,10 +293,11 @@ def _num_workers(recipe: Recipe) -> int:
 
 
 def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: LabelSet) -> dict[str, float]:
-    """Return the AUROC over studies of each observation with positive and negative ones, and the mean as `METRIC`.
+    """Return the AUROC over studies of each observation (`auroc/Edema`), and the mean AUROC under the key `METRIC`.
 
-    `studies` names the study of each image. The mean is over the `averaged_observations` of `known.headline`. If the
-    model diverged, there is only `METRIC`, which is NaN.
+    Observations without positive or without negative studies are left out. `studies` names the study of each image.
+    The mean is over the observations that `averaged_observations` chooses from `known.headline`. If the model diverged,
+    the only entry is `METRIC`, which is NaN.
     """
     if not np.isfinite(prediction.predictions).all():
         return {METRIC: math.nan}  # diverged; reported at the end of the run

@@ -136,7 +136,7 @@ def reading(checkpoint: str | None) -> Iterator[None]:
 def cannot_write(checkpoint: Path, unfinished: Path, error: BaseException) -> str:
     """Return the message for a failed save: the checkpoint, the cause, and the newest checkpoint that is intact.
 
-    `checkpoint` is the path that it would have got; `unfinished` is the folder into which it was being written.
+    `checkpoint` is the path that the failed checkpoint would have got, `unfinished` the folder that it was written to.
     """
     intact = (path for path in reversed(numbered_checkpoints(checkpoint.parent)) if not fault_of_checkpoint(path))
     newest = next(intact, None)
@@ -160,7 +160,7 @@ def _why(folder: Path, error: BaseException) -> str:
 
 
 def to_disk(path: Path) -> None:
-    """Flush a file to the disk, or a folder's list of names; only POSIX systems can do the latter."""
+    """Flush a file, or a folder's list of names, to the disk; do nothing for a folder on Windows, which cannot."""
     is_posix = os.name == "posix"
     if path.is_dir() and not is_posix:
         return
