@@ -25,9 +25,10 @@ _STUDY_PATH = re.compile(r"(?P<study>(?:.*[/\\])?(?:patient\d+[/\\]study\d+|p\d{
 
 
 def study_of(path: str) -> str:
-    """Return the study's folder, such as `train/patient00001/study1`, from a path in CheXpert's or MIMIC's layout.
+    """Return the name of the study that a file belongs to.
 
-    Any other file is a study of its own, named by its path.
+    In CheXpert's or MIMIC's layout it is the study's folder, such as `train/patient00001/study1`. In any other layout,
+    each file is a study by itself, and `path` is returned unchanged.
     """
     match = _STUDY_PATH.fullmatch(path)
     return match["study"] if match else path
@@ -37,14 +38,13 @@ def study_of(path: str) -> str:
 class _Study:
     """The row of a study, gathered from its views."""
 
-    scores: array = field(
-        default_factory=lambda: array("d")
-    )  # scores, then calls (0 or 1); an array takes little memory
+    # An array takes less memory than a list.
+    scores: array = field(default_factory=lambda: array("d"))  # all scores, then all calls (0 or 1)
     views: int = 0  # number of views with scores
     failed: list[str] = field(default_factory=list)  # "view (reason)"
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # "view (note)"
     gate: Cell = None  # the worst verdict on a view
-    gate_reasons: list[str] = field(default_factory=list)
+    gate_reasons: list[str] = field(default_factory=list)  # "view: reason"
 
 
 @dataclass(frozen=True)

@@ -78,9 +78,10 @@ def score_to_file(
     runtime, observations, batch size, shard, gate mode and columns must be the same; the model is identified by its
     scores of a test pattern. A batch that was not finished is scored again.
 
-    `files` are those of all shards, `models` the models' names for the record, `workers` as in `readers.read_prepared`,
-    and `maps` the observations that get an overlay, by default all. `watch` gets the iterator of results and returns
-    one that also shows progress (see `Watch`). Raise InputError if the output cannot be resumed or written.
+    `files` are the files of all shards; only those of `shard` are scored. `models` are the models' names, which are
+    written to the record of the run, `<output>.run.json`. `workers` are as in `readers.read_prepared`, and `maps` the
+    observations that get an overlay, by default all. `watch` gets the iterator of results and returns one that also
+    shows progress (see `Watch`). Raise InputError if the output cannot be resumed or written.
     """
     record = _record(classifier, output, batch_size, shard, models)
     batch_size = batch_size_for(files, batch_size)
@@ -103,7 +104,10 @@ def _score_to_locked(
     maps: Sequence[str] | None,
     watch: Watch,
 ) -> ScoreSummary:
-    """Score the files `names` into a locked output; `record` is from `_record`, `common` for `score_with_overlays`."""
+    """Score the files `names` into an output that this process has locked.
+
+    `record` is the result of `_record`; `common` is as in `score_with_overlays`.
+    """
     if finished := output.begin(record):
         return _finished_summary(output, finished, names)
     rows = RowFormat(classifier.observations, output.gate, output.positives, classifier.labels.none_of_these)
@@ -130,7 +134,10 @@ def _score_to_locked(
 
 
 def batch_size_for(files: Sequence[RadiographFile], wanted: int) -> int:
-    """Return the smaller of `wanted` and the number of files, at least 1: more would only add blank images."""
+    """Return `wanted`, or the number of files if that is smaller; at least 1.
+
+    A batch larger than the number of files would be filled up with blank images.
+    """
     return max(1, min(wanted, len(files)))
 
 
@@ -144,10 +151,12 @@ def score_with_overlays(
     workers: Workers = 0,
     maps: Sequence[str] | None = None,
 ) -> Iterator[FileResult]:
-    """Score files and yield their results, without maps: these are written as overlays before the result is yielded.
+    """Score files, write their maps as overlays, and yield the results without the maps.
 
-    `overlays` is the folder for overlays, None for none; below it they repeat the layout of the files below the folder
-    `common`. `maps` are the observations that get an overlay, by default all. InputError if one cannot be written.
+    `overlays` is the folder for overlays, and `common` a folder that all files are in; if one of the two is None, no
+    overlays are written. The path of an overlay below `overlays` repeats the path of its file below `common`. `maps`
+    are the observations that get an overlay, by default all. `gate` and `workers` are as in `score_files`. A result is
+    yielded after its overlays were written; InputError if they cannot be written.
     """
     settings: dict[str, Any] = {"batch_size": batch_size, "gate": gate, "workers": workers}
     results = score_files(classifier, files, saliency=overlays is not None, **settings)

@@ -90,21 +90,22 @@ def lines_of(path: Path, columns: Sequence[str]) -> JsonLines:
 
 
 def readable(text: str) -> str:
-    r"""Return a file name as valid Unicode, which every format takes; a byte that is not UTF-8 becomes text: `\udcff`.
+    r"""Return a file name as valid Unicode, which every format can store.
 
-    With an ASCII locale, Python turns each byte of "é" into a surrogate of its own; they become "é" again.
+    A byte that is not UTF-8, such as 0xff, becomes the six characters `\udcff`. With an ASCII locale, Python reads "é"
+    as two such bytes; the two become "é" again.
     """
     joined = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return joined.encode("utf-8", "backslashreplace").decode()
 
 
 class KeptRows(NamedTuple):
-    """Counts of the rows kept of an earlier run: all, with an error, refused or flagged by the gate, with a warning."""
+    """Counts of the rows of an earlier run's table that are kept."""
 
-    rows: int = 0
-    failed: int = 0
-    not_radiographs: int = 0
-    with_warning: int = 0
+    rows: int = 0  # all
+    failed: int = 0  # with an error instead of scores: unreadable, or refused by the gate
+    not_radiographs: int = 0  # flagged or refused by the gate
+    with_warning: int = 0  # accepted by the gate with a warning
 
 
 class GrowingTable(AbstractContextManager["GrowingTable"]):
@@ -137,9 +138,9 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
 def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_size: int) -> KeptRows:
     """Truncate the table of an earlier run to whole batches, and count the rows that are kept.
 
-    `names` are the run's radiographs, in order; if all have a row, a last batch that is not full is kept, too. Raise
-    InputError, and leave the file as it is, if the header differs, a row cannot be read, or the rows are not those of
-    the first radiographs.
+    All counts are 0 if there is no table. `names` are the run's radiographs, in order; if each of them has a row, the
+    last batch is kept even if it is not full. Raise InputError, and leave the file unchanged, if its header differs, a
+    row cannot be read, or its rows are not those of the first radiographs in `names`.
     """
     if not path.exists():
         return KeptRows()
@@ -168,7 +169,7 @@ def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_si
 
 
 def _checked_row(path: Path, lines: JsonLines, row: bytes, number: int, names: Sequence[object]) -> list[Cell]:
-    """Return the cells of row `number` (from 1); InputError if damaged or not of `names[number - 1]`."""
+    """Return the cells of row `number` (from 1); InputError if it is damaged or not the row of `names[number - 1]`."""
     try:
         name, *_ = cells = lines.cells(row)
     except (ValueError, csv.Error) as fault:

@@ -1,8 +1,8 @@
 """Scores files of radiographs, however many: decoded ahead of the model, in order, in constant memory.
 
 The scores of a file do not depend on the files around it or on where scoring was resumed. The last bits of a score
-depend on the size of its batch, but not on the other images or the order in it. So batches are made by position in the
-list of files, every batch is full, and a blank image replaces a file that cannot be read.
+depend on the size of its batch, but not on the other images in the batch or on their order. So batches are made by
+position in the list of files, every batch is full, and a blank image replaces a file that cannot be read.
 """
 
 import os
@@ -36,12 +36,12 @@ _PNG_COMPRESSION = 1  # zlib's fastest: level 6 takes four times as long for fil
 
 @dataclass(frozen=True)
 class FileResult:
-    """The result of one file: a prediction or an error, and the gate's verdict, None if the gate did not judge it."""
+    """The result of one file: either a prediction or an error, and the gate's verdict."""
 
     path: RadiographFile
-    prediction: Prediction | None = None
-    error: str | None = None
-    gate: Verdict | None = None
+    prediction: Prediction | None = None  # None if there is an error
+    error: str | None = None  # why there is no prediction: the file is unreadable, or refused by the gate
+    gate: Verdict | None = None  # None if the gate did not judge the image
 
     @property
     def is_no_radiograph(self) -> bool:
@@ -127,10 +127,11 @@ def _result(file: RadiographFile, error: RadiographError | None, prediction: Pre
 
 
 def write_overlays(result: FileResult, folder: Path, observations: Iterable[str]) -> list[Path]:
-    """Write `<observation>.png` for each observation: the radiograph at its full size with the map over it.
+    """Write a picture `<observation>.png` for each observation: the radiograph at its full size with the map over it.
 
-    The folder is made if needed. Characters that no file name may have, as in "Nodule/Mass", become "_". If a map is
-    empty, a line of text in its picture says so. Returns the files' paths; ValueError if the prediction has no maps.
+    `folder` is made if needed. Characters that no file name may have, such as the slash in "Nodule/Mass", become "_".
+    If a map has no positive evidence, a line of text in its picture says so. Returns the paths of the pictures.
+    ValueError if `result` has no maps.
     """
     if result.prediction is None or not result.prediction.saliency:
         raise ValueError(f"{result.path} has no maps; ask for them with saliency=True.")
