@@ -142,7 +142,10 @@ def _largest_difference(
 
 
 def _timm_settings(processor: CheXpertImageProcessor) -> dict[str, Any]:
-    """Return fields of timm's `pretrained_cfg` that prepare images as the processor does, or raise FormatError."""
+    """Return the fields of timm's `pretrained_cfg` that prepare images as the processor does.
+
+    Raises FormatError if timm cannot crop or interpolate as the processor does.
+    """
     height, width = processor.output_size
     if processor.do_center_crop and not (height == width and processor.size["shortest_edge"]):
         raise FormatError("timm cannot express the image processor: it crops in another way than after shortest_edge.")
@@ -163,9 +166,10 @@ def _timm_settings(processor: CheXpertImageProcessor) -> dict[str, Any]:
 def write_torchxrayvision(
     folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor
 ) -> Remarks:
-    """Write `model.pt`, from which torchxrayvision's DenseNet is built as `export_card.md` shows; return remarks.
+    """Write `model.pt`, from which torchxrayvision's DenseNet is built as `export_card.md` shows.
 
-    Raises FormatError unless images are squares with one channel in [-1024, 1024].
+    Returns remarks for the user. Raises FormatError unless the processor makes square images with one channel in
+    [-1024, 1024].
     """
     theirs = torchxrayvision_processor()
     for name in ("image_mean", "image_std", "do_rescale", "do_normalize"):

@@ -50,11 +50,11 @@ class Outputs:
     """The outputs that become observations, out of all outputs of an imported model's head."""
 
     observations: tuple[str, ...]
-    rows: tuple[int, ...]  # index of each observation among the source's named outputs
+    rows: tuple[int, ...]  # index of each observation among the names of the source's outputs
     classes: int = 1  # outputs per observation: 1, or 3 under U-MultiClass
 
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
-        """Return the `rows` of the weight and the bias of the linear layer `layer`: tensor name -> tensor."""
+        """Return the weight and the bias of a linear layer, reduced to `rows`: name in `tensors` -> tensor."""
         names = (f"{layer}.weight", f"{layer}.bias")
         return {name: tensors[name][list(self.rows)] for name in names if name in tensors}
 

@@ -49,7 +49,8 @@ def import_model(source: str, output: Path, *, file: Path | None = None, labels:
     Args:
         source: One of `SOURCES`, such as "torchxrayvision:chex" or "timm:FOLDER".
         output: A new or empty folder; it is written whole or not at all.
-        file: The weights, if `source` does not name a file; nothing is downloaded then.
+        file: File of the weights: for a source without one, such as "stanford" instead of "stanford:FILE", or in place
+            of the download of a source such as "torchxrayvision:chex".
         labels: Names of the outputs if the source has none ("" drops an output), or the observations of a new head.
 
     Raises:
@@ -107,7 +108,10 @@ def _with_new_head(
 
 
 def from_torchvision(network: str, labels: Labels) -> ForeignModel:
-    """Return torchvision's `network`, e.g. "resnet50", with ImageNet weights, and a new head for `labels`."""
+    """Return torchvision's `network`, e.g. "resnet50", with ImageNet weights and a new head.
+
+    `labels` are the observations of the head, by default CheXpert's 14.
+    """
     weights = str(get_model_weights(network).DEFAULT)
     origin = origin_of("imagenet", "torchvision", network=network, weights=weights)
     return _with_new_head(recognise(imagenet_state_dict(network)), _square(), labels, origin)
@@ -182,7 +186,11 @@ def _timm_processor(values: Mapping[str, Any], channels: int) -> CheXpertImagePr
 
 
 def _per_channel(values: Sequence[float], channels: int) -> list[float]:
-    """Return one value per channel: several values are averaged for one channel, one is repeated for several."""
+    """Return one value per channel.
+
+    If there is one channel, several values are averaged; if there is one value, every channel gets it. Raises
+    ValueError if there is no value, or if both numbers are above 1 and differ.
+    """
     numbers = [float(value) for value in values]
     if not numbers or (len(numbers) != channels and 1 not in (len(numbers), channels)):
         raise ValueError(f"{len(numbers)} values for {channels} channels")
@@ -194,6 +202,7 @@ def from_stanford(file: WeightFile, labels: Labels, source: str) -> ForeignModel
 
     In the file, each observation has one output, or three: uncertain, negative, positive (U-MultiClass). Three are
     reordered as this package expects: first all positive outputs, then all negative ones, then all uncertain ones.
+    `labels`, if given, replace the names of the observations in the file.
     """
     tensors, total = file.tensors, num_outputs(file.tensors)
     names = _task_names(file.rest.get("task_sequence"))
@@ -219,7 +228,10 @@ def _task_names(tasks: Any) -> list[str] | None:
 
 
 def from_student(file: WeightFile, labels: Labels, source: str) -> ForeignModel:
-    """Read the network of the student project that came before this package: five outputs behind a hidden layer."""
+    """Read the network of the student project that came before this package: five outputs behind a hidden layer.
+
+    `labels`, if given, replace the project's names of the outputs; `source` is the name of the file.
+    """
     tensors = file.tensors
     hidden, total = num_outputs(tensors, "classifier.0"), num_outputs(tensors, "classifier.3")
     outputs = outputs_named(_STUDENT_OUTPUTS, total, source, labels=labels)

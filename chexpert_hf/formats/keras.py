@@ -104,7 +104,10 @@ class Head(layers.Layer):
         return self._saliency(features, pooled, logits)
 
     def _saliency(self, features: Any, pooled: Any, logits: Any) -> Any:
-        """Return features weighted by the gradient of each logit, summed over channels: `(batch, num_labels, h, w)`."""
+        """Return features weighted by the gradient of each logit, summed over channels: `(batch, num_labels, h, w)`.
+
+        `pooled` are the means of `features` over h and w; `logits` are those before the label hierarchy is applied.
+        """
         weight = self.last.kernel if self.to_logits is None else ops.matmul(self.last.kernel, self.to_logits)
         if self.hidden is None:
             maps = ops.einsum("bhwc,cl->blhw", features, weight)
@@ -145,7 +148,8 @@ def to_torch(port: CheXpertKeras) -> CheXpertForImageClassification:
 def write_back(port: CheXpertKeras, folder: str | Path) -> None:
     """Write the port to a model folder: weights, configuration, processor, reference scores, checksums.
 
-    The folder is made if needed, and its files are replaced. A card is updated if there is one, but not written anew.
+    The folder is made if needed, and its files are replaced. If the folder has a model card, the card is updated; if
+    it has none, no card is written.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -242,7 +246,11 @@ def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | No
 
 
 def _unconditional(logits: Any, paths: NDArray[np.float32]) -> Any:
-    """Return logits of unconditional probabilities: products along the label hierarchy, given by `hierarchy_paths`."""
+    """Return logits of unconditional probabilities: of products of probabilities along the label hierarchy.
+
+    Each of the given `logits` is that of an observation given that its parent is positive; `paths` are from
+    `hierarchy_paths`.
+    """
     log_p = ops.sum(ops.multiply(ops.log_sigmoid(logits)[:, None, :], paths), axis=2)
     highest = -float(np.finfo(np.float32).eps)
     product = log_p - ops.log(-ops.expm1(ops.minimum(log_p, highest)))

@@ -7,7 +7,10 @@ from chexpert_hf.publishing.data_terms import ImportedFrom
 
 
 def origin_of(*names: str, **gaps: str) -> ImportedFrom:
-    """Merge entries of `origins.yaml`, later ones overriding earlier; `gaps` fill the {placeholders} in their texts."""
+    """Merge the entries `names` of `origins.yaml`; a field that several of the entries have is taken from the last one.
+
+    `gaps` gives the text for each {placeholder} in the entries, such as `source="weights.pth"` for {source}.
+    """
     entries = data_beside(__file__)
     values: dict[str, Any] = {key: value for name in names for key, value in entries[name].items()}
     return ImportedFrom(

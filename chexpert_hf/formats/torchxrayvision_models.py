@@ -74,8 +74,8 @@ def fetch_weights(model: PublishedModel) -> Path:
 def from_torchxrayvision(model: PublishedModel, tensors: Mapping[str, Tensor], source: str) -> ForeignModel:
     """Convert a model with the weights `tensors`; outputs that were never trained are dropped.
 
-    Operating points are read from the weights (`op_threshs`) or, if missing there, from `model`. The card names the
-    model `source`.
+    Operating points are read from the weights (`op_threshs`) or, if missing there, from `model`. `source` is the
+    model's name in the card, such as "chex".
     """
     own_points = _own_thresholds(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if name != _THRESHOLDS}
@@ -101,9 +101,10 @@ def from_torchxrayvision(model: PublishedModel, tensors: Mapping[str, Tensor], s
 
 
 def _own_thresholds(tensors: Mapping[str, Tensor]) -> dict[str, float] | None:
-    """Return output -> operating point from the buffer `op_threshs`, without NaN; None if there is no such buffer.
+    """Return output -> operating point from the buffer `op_threshs`; None if there is no such buffer.
 
-    Raises WeightsError if it has another length, or a value outside of [0, 1].
+    Outputs whose operating point is NaN are left out. Raises WeightsError if the buffer does not have one value per
+    output, or has a value outside of [0, 1].
     """
     values = tensors.get(_THRESHOLDS)
     if values is None:
