@@ -27,9 +27,9 @@ def child_scores(features: Floats) -> Floats:
 
 
 def lowest_child_limit() -> float:
-    """Return the lower bound of every gate's `child_limit`.
+    """Return the smallest `child_limit` that a gate may have.
 
-    In cross-validation of the discriminant, `CHILD_QUANTILE` of the adults had lower `child_scores`.
+    It was found by cross-validation of the discriminant: a fraction `CHILD_QUANTILE` of the adults scored below it.
     """
     return _discriminant()[1]
 
@@ -41,5 +41,9 @@ def _discriminant() -> tuple[Floats, float]:
 
 
 def save_discriminant(file: Path, weights: Floats, limit: float, data: str) -> None:
-    """Write `file`: the weights `(NUM_FEATURES,)`, the limit, and `data`, a line on the data they were fitted on."""
+    """Write the discriminant to `file`: its weights `(NUM_FEATURES,)`, its limit, and a line of text on its data.
+
+    `limit` is the number that `lowest_child_limit` reads from the file; `data` names the data that the discriminant was
+    fitted on.
+    """
     write_json(file, {"data": data, "limit": limit, "weights": [float(f"{weight:.7g}") for weight in weights]})

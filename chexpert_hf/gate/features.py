@@ -1,7 +1,7 @@
 """The features by which the gate judges images: a thumbnail, the directions of edges, and fine structure.
 
-They need no network. Every image is brought to one gray range first, so that they do not depend on the scanner or the
-export.
+No neural network is needed for them. Every image is brought to one gray range first, so that the features do not depend
+on the scanner or the export.
 """
 
 import math
@@ -45,7 +45,10 @@ def detail(gray: Tensor) -> Floats:
 
 
 def neighbour_correlation(gray: Tensor) -> Floats:
-    """Return the correlation of neighbouring pixels, across or down, whichever is higher: `(batch,)`."""
+    """Return the correlation `(batch,)` of neighbouring pixels in images `(batch, 1, height, width)`.
+
+    It is computed for horizontal and for vertical neighbours; the higher of the two is returned.
+    """
     levels = gray.double()
     centred = levels - levels.mean(dim=(1, 2, 3), keepdim=True)
     across = (centred[..., 1:] * centred[..., :-1]).mean(dim=(1, 2, 3))
@@ -78,13 +81,19 @@ def _blurred(levels: Tensor) -> Tensor:
 
 
 def _mean_of_3x3(levels: Tensor) -> Tensor:
-    """Return means of 3 x 3 pixels, `(..., height - 2, width - 2)`; slices are seven times as fast as `avg_pool2d`."""
+    """Return means of 3 x 3 pixels, `(..., height - 2, width - 2)`.
+
+    Adding slices is seven times as fast as `avg_pool2d`.
+    """
     rows = levels[..., :-2, :] + levels[..., 1:-1, :] + levels[..., 2:, :]
     return (rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]) / 9
 
 
 def _edges(smooth: Tensor) -> Tensor:
-    """Return how steeply gray levels rise in each direction, `(batch, directions, height, width)`; 0 if they fall."""
+    """Return how steeply gray levels rise in each of eight directions, `(batch, directions, height, width)`.
+
+    `smooth` are blurred images `(batch, 1, height, width)`. Where gray levels fall in a direction, the result is 0.
+    """
     across = functional.pad((smooth[..., 1:-1, 2:] - smooth[..., 1:-1, :-2]) / 2, (1, 1, 1, 1))
     down = functional.pad((smooth[..., 2:, 1:-1] - smooth[..., :-2, 1:-1]) / 2, (1, 1, 1, 1))
     steepness = (across.square() + down.square()).sqrt() + _GRADIENT_EPS

@@ -90,10 +90,10 @@ def fit_gate(
 ) -> Gate:
     """Fit a gate on training images from `read_radiograph`.
 
-    `MAX_IMAGES` are enough. Images of one patient should be neighbours: cross-validation splits `images` into parts by
-    position. `data_name` and `date` are recorded in the gate; `ages` are the patients' ages in years, one for each
-    image, or empty; `knows_laterals` says whether `images` include lateral views. InputError if there are fewer than
-    `MIN_IMAGES`.
+    More than `MAX_IMAGES` images are not needed. Images of one patient should be neighbours: cross-validation splits
+    `images` into parts by position. `data_name` and `date` are recorded in the gate; `ages` are the patients' ages in
+    years, one for each image, or empty; `knows_laterals` says whether `images` include lateral views. InputError if
+    there are fewer than `MIN_IMAGES`.
     """
     grays = [(gray_levels(image), gray_levels(_middle(image))) for image in images]
     if len(grays) < MIN_IMAGES:
@@ -155,7 +155,7 @@ def distance_limits(features: Floats) -> tuple[float, float]:
 
     They are quantiles in cross-validation: each fifth of the training images' `features` is measured from the other
     four fifths. Fewer than 200 images say little about 99.5 %: then a log-normal distribution is fitted to the
-    distances, and its quantile is used if it is larger.
+    distances, and the larger of the measured and the fitted 99.5 % quantile is returned.
     """
     folds = _fold_of(len(features))
     distances = np.empty(len(features))
@@ -175,9 +175,9 @@ def _fold_of(count: int) -> NDArray[np.int64]:
 def _pose_discriminants(features: Sequence[Floats]) -> tuple[Floats, Floats, Floats]:
     """Fit linear discriminants of poses; return weights `(num_features, num_poses)`, biases and margins `(num_poses,)`.
 
-    `features` has the same images in each pose, upright first. An image is taken to be in another pose if that pose's
-    score exceeds the upright one by more than the pose's margin. Margins are at least 0, and .5 % or fewer of unseen
-    upright images exceed each.
+    `features` has one array `(num_images, num_features)` for each pose, of the same images, upright first. An image is
+    taken to be in another pose if that pose's score exceeds the upright one by more than the pose's margin. A margin is
+    at least 0, and so large that at most .5 % of unseen upright images exceed it.
     """
     count = len(features[0])
     rows, poses = np.concatenate(features), np.repeat(np.arange(len(features)), count)

@@ -61,7 +61,10 @@ class Pose(Enum):
     UPRIGHT, INVERTED, LEFT, UPSIDE_DOWN, RIGHT, CROPPED = range(6)
 
     def applied(self, gray: Tensor, *, undo: bool = False) -> Tensor:
-        """Rotate or invert an upright image `(..., height, width)`, uint8, or undo this; CROPPED changes nothing."""
+        """Return an upright image `(..., height, width)`, uint8, brought into this pose: rotated or inverted.
+
+        With `undo`, `gray` is in this pose, and the upright image is returned. UPRIGHT and CROPPED change nothing.
+        """
         if self is Pose.INVERTED:
             return 255 - gray
         quarters = {Pose.LEFT: 1, Pose.UPSIDE_DOWN: 2, Pose.RIGHT: 3}.get(self, 0)  # counter-clockwise
@@ -91,12 +94,15 @@ _SHAPES = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """The gate's verdict on one image."""
+    """The gate's verdict on one image.
+
+    If the image was accepted after its pose was corrected, `distance` is that of the corrected image.
+    """
 
     is_chest_radiograph: bool
     reason: str  # one sentence why the image is refused; empty if it is accepted
     warnings: tuple[str, ...]  # sentences about pose and view
-    distance: float  # in limits; of the corrected image, if that is accepted; infinite if refused without computing it
+    distance: float  # from the training images, divided by `Gate.limit`; infinite if it was not computed
 
     @property
     def state(self) -> str:
@@ -127,7 +133,7 @@ class Distance(NamedTuple):
     spread: Floats  # (num_features,), the standard deviation
     directions: Floats  # (num_directions, num_features), the principal directions, orthonormal
     variances: Floats  # (num_directions,), of the features along the directions
-    residual: float  # the mean square of the features outside of the directions
+    residual: float  # mean squared length of the part of the features that is outside of the directions
 
     def __call__(self, features: Floats) -> Floats:
         """Return distances `(batch,)`, 2 on average for the training images.
@@ -147,7 +153,8 @@ class Gate:
     """A fitted gate, from `fit_gate` or `Gate.load`: accepts images as chest radiographs, and warns of pose and view.
 
     An image is accepted if its `distance` from the training images is at most `limit`, or at most `strict_limit` once
-    its pose is corrected. Unless the gate `knows_laterals`, a lateral view may be `_MAX_LATERAL_DISTANCE` times as far.
+    its pose is corrected. Unless the gate `knows_laterals`, a lateral view is accepted up to `_MAX_LATERAL_DISTANCE`
+    times `limit`.
     """
 
     distance: Distance
@@ -220,11 +227,10 @@ class Gate:
         return (_CHILD,) if child_scores(features).item() > self.child_limit else ()
 
     def _plain_reason(self, one: GateInput, fine: float, correlation: float) -> str:
-        """Return why the simple checks refuse an image, as the end of a sentence; "" if they do not.
+        """Return why the simple checks refuse an image, as the end of a sentence; "" if they accept it.
 
-        They come before the distance of the image's features from those of chest radiographs.
-
-        `fine` and `correlation` are the values of `detail` and `neighbour_correlation` for the image.
+        The simple checks are made before features and `distance` are computed. `fine` is the result of `detail` for the
+        image, `correlation` that of `neighbour_correlation`.
         """
         width, height = one.size
         if one.other_subject:
