@@ -87,7 +87,11 @@ def files_of(graph: str) -> tuple[str, ...]:
 
 
 def exported_files_for(runtime: str, precision: str) -> tuple[str, ...]:
-    """Return the exported files that a runtime or "auto" needs for fp16 or int8; empty for other precisions."""
+    """Return the exported files, with `export.json`, that a runtime needs for fp16 or int8: paths in a model folder.
+
+    With the runtime "auto", these are the files of both ONNX Runtime and OpenVINO. Empty for PyTorch and for other
+    precisions, which need no exported files.
+    """
     graphs = [
         name
         for (kind, number), name in GRAPH_FILES.items()

@@ -1,7 +1,8 @@
 """The files of a model folder or an ensemble, and their checksums, which detect any change.
 
-`checksums.json` holds the SHA-256 of a folder's `checksummed_files`. It has exactly one valid form, so that changes of
-it are detected, too. Loading a model verifies the files that it reads; `chexpert-hf check` verifies all.
+`checksums.json` holds the SHA-256 of a folder's `checksummed_files`. Its own text has exactly one valid form, so that
+changes of `checksums.json` are detected, too. Loading a model verifies the files that are read; `chexpert-hf check`
+verifies all files.
 """
 
 import json
@@ -140,8 +141,8 @@ def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
 def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
     """Make a folder an ensemble: copy the members to `members/01`, ..., and write `ensemble.json` and a model card.
 
-    Each member is a model folder or a checkpoint. Copies of its weights, configuration, code and gate (if any) get
-    checksums.
+    Each member is a model folder or a checkpoint. Only its weights, configuration, processor, code and gate (if any)
+    are copied; the copies get checksums.
     """
     names = []
     for number, member in enumerate(members, start=1):
@@ -158,9 +159,9 @@ def write_ensemble(folder: Path, members: Sequence[Path]) -> None:
 
 
 def ensemble_members(model: str | Path) -> list[str | Path]:
-    """Return the members' folders of an ensemble; of any other model, a list with `model` alone ("nih" as a path).
+    """Return the folders of an ensemble's members. If `model` is no ensemble, return a list with `model` alone.
 
-    Raises ModelFolderError if `ensemble.json` is damaged.
+    "nih" is replaced by the path of the bundled model. Raises ModelFolderError if `ensemble.json` is damaged.
     """
     model = resolve_model(model)
     path = Path(model) / ENSEMBLE_FILE
