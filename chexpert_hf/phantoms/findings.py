@@ -15,7 +15,10 @@ from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, 
 
 
 def draw_shape(streams: Mapping[str, Generator]) -> Shape:
-    """Draw how findings change the outlines of the chest; `streams` maps each finding to its random generator."""
+    """Choose at random how findings change the outlines of the chest.
+
+    `streams` maps each finding in the radiograph to its random generator.
+    """
     shape = Shape()
     if rng := streams.get("Cardiomegaly"):  # more than half the thorax's inner breadth
         shape.heart_left, shape.heart_right = float(rng.uniform(1.34, 1.5)), float(rng.uniform(1.3, 1.65))
@@ -142,7 +145,10 @@ def plant_consolidation(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def _lobe(frame: Frame, side: int, lobe: str, rng: Generator) -> Floats:
-    """Return a soft mask of a lobe, such as "upper", `(height, width)` in [0, 1]: sharp only at a fissure."""
+    """Return a soft mask of the "upper", "middle" or "lower" lobe, `(height, width)` in [0, 1].
+
+    Only at a fissure is its edge sharp.
+    """
     across, ripple = frame.across(side), cloud(rng, frame.shape, 30)
     v = frame.v[:, None] + 0.03 * ripple
     fissure = frame.v[:, None] + 0.07 * (across - 0.5) + 0.006 * ripple - rng.uniform(-0.05, 0.05)
@@ -186,9 +192,10 @@ def plant_pneumonia(scene: Scene, rng: Generator) -> Iterator[Mask]:
 
 
 def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softness: float) -> Floats:
-    """Return an irregular patch, `(height, width)`: 1 where `distance` is well below 1, 0 where it is well above.
+    """Return an irregular patch, `(height, width)`: 1 where `distance` is well below 1, 0 where it is well above 1.
 
-    `softness` blurs its edge; `rough` breaks it up by noise with structures of about `grain` pixels.
+    `distance` is a result of `distance_from`. `softness` blurs the patch's edge; `rough` breaks the edge up by noise
+    with structures of about `grain` pixels.
     """
     shape = (distance.shape[0], distance.shape[1])
     r = distance + np.float32(rough) * (0.6 * cloud(rng, shape, grain) + 0.4 * cloud(rng, shape, 3 * grain))

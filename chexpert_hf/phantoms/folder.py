@@ -162,16 +162,20 @@ def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tu
 
 
 def sample_truth(rng: np.random.Generator) -> set[str]:
-    """Draw a study's positive observations, with their parents. Without any finding but devices, add No Finding."""
+    """Choose a study's positive observations at random, and add their parents.
+
+    If none is chosen, or only Support Devices, No Finding is added.
+    """
     planted = {name for name, prevalence in PREVALENCES.items() if rng.random() < prevalence}
     return implied(planted) if planted - {"Support Devices"} else planted | {"No Finding"}
 
 
 def report_cells(truth: set[str], rng: np.random.Generator) -> dict[str, float | None]:
-    """Draw a cell per observation, as an automatic labeler reads it in the report of a study; None is a blank.
+    """Choose a cell per observation at random, as an automatic labeler reads it in a study's report; None is a blank.
 
-    `truth` are its positive observations. As in CheXpert, a study with No Finding has no uncertain cell except in
-    Support Devices; No Finding is positive or blank. Over all studies, uncertainty has the `UNCERTAIN_RATES`.
+    `truth` are the study's positive observations. As in CheXpert, a study with No Finding has no uncertain cell except
+    in Support Devices; No Finding is positive or blank. Over all studies, the expected share of uncertain cells of an
+    observation is that in `UNCERTAIN_RATES`.
     """
     cells: dict[str, float | None] = {}
     for name in OBSERVATIONS:

@@ -20,7 +20,7 @@ AIR_CONTRAST = 0.74  # cm of water that a cm of aerated lung, with about a quart
 
 
 class Patient:
-    """A patient's sex, age and build, drawn from the seed `key`."""
+    """A patient's sex, age and build, chosen at random with the seed `key`."""
 
     def __init__(self, key: tuple[int, ...]) -> None:
         rng = np.random.default_rng([*key, 0])
@@ -52,7 +52,8 @@ class Shape:
 class _Frame:
     """Geometry of the chest in one radiograph: outlines in pixels, and the conversion of positions `(u, v)` to pixels.
 
-    `rng` draws the patient's posture and the size of the image; `change` comes from `findings.draw_shape`.
+    `rng` is for the patient's posture and the size of the image, which are random; `change` is a result of
+    `findings.draw_shape`.
     """
 
     def __init__(self, patient: Patient, rng: Generator, projection: str, change: Shape) -> None:
@@ -70,7 +71,11 @@ class _Frame:
         self.bend, self.slope = (patient.scoliosis, self.tilt) if self.is_frontal else (0.0, 0.0)
 
     def _lay_out(self, half: float, height: float, top: float, origin: float, unit: float) -> None:
-        """Set, in pixels: thorax breadth / 2, lung height, row where v is 0, column where u is 0, length of u = 1."""
+        """Set the place and size of the chest in the image, in pixels.
+
+        `half` is half the breadth of the thorax and `height` the height of the lungs. `top` is the row where v is 0,
+        `origin` the column where u is 0, and `unit` the distance between u = 0 and u = 1.
+        """
         self.half, self.height, self.top, self.origin, self.unit = half, height, top, origin, unit
         self.v: Floats = ((np.arange(self.shape[0]) - self.top) / self.height).astype(np.float32)
         self.x = np.arange(self.shape[1], dtype=np.float32)[None, :]
@@ -166,8 +171,8 @@ class FrontalFrame(_Frame):
     def spot(self, side: int, lateral: float, depth: float, v: float) -> Points:
         """Return a point in a lung as a pixel (x, y).
 
-        `lateral` is 0 at the mediastinum and 1 at the wall; lateral views ignore it and `side`. `depth` is 0 in front
-        and 1 at the back; frontal views ignore it.
+        `lateral` is 0 at the mediastinum and 1 at the chest wall; `depth` is 0 in front and 1 at the back. Lateral
+        views ignore `side` and `lateral`; frontal views ignore `depth`.
         """
         return self.place(side * (0.2 + (float(wall_at(v)) - 0.2) * lateral), v)
 
@@ -233,7 +238,10 @@ class LateralFrame(_Frame):
         return (self.heart_chord() > 0) & (self.w > 0.02) & (self.y < floor)
 
     def heart_chord(self) -> Floats:
-        """Return the square of the heart's thickness along each ray, `(height, width)`: at most 1, and 0 outside it."""
+        """Return the square of the heart's thickness along each ray, `(height, width)`, relative to the greatest one.
+
+        It is 1 where the heart is thickest, and 0 outside of the heart.
+        """
         size = 0.5 * (self.change.heart_left + self.change.heart_right) - 1
         dw, dv = self.w - (0.27 + 0.1 * size), (self.v[:, None] - (0.79 - 0.07 * size)) * (self.height / self.unit)
         long, short = 0.36 * (1 + 0.42 * size), 0.23 * (1 + 0.55 * size) * (0.8 + 0.35 * self.patient.heart_left)
@@ -264,5 +272,5 @@ class Scene:
 
 
 def either_side(rng: Generator) -> int:
-    """Draw RIGHT or LEFT."""
+    """Return RIGHT or LEFT at random."""
     return RIGHT if rng.random() < 0.5 else LEFT

@@ -146,7 +146,7 @@ def expose(thickness: Floats, rng: Generator, projection: str, fat: float) -> Fl
 
 
 def collimate(grey: Floats, rng: Generator) -> Floats:
-    """Return the image, at random with dark borders as a collimator's blades leave them."""
+    """Return the image, in some cases (chosen at random) with dark borders as a collimator's blades leave them."""
     if rng.random() < 0.55:
         return grey
     height, width = grey.shape
@@ -162,7 +162,10 @@ def collimate(grey: Floats, rng: Generator) -> Floats:
 
 
 def stamp_marker(grey: Floats, rng: Generator, projection: str) -> Floats:
-    """Return the image with a side marker: L on the patient's left or R on the right; on some AP views, with text."""
+    """Return the image with a side marker: L on the patient's left or R on the right.
+
+    On some AP views, text such as "PORTABLE" stands below the marker.
+    """
     height, width = grey.shape
     is_left = projection == "Lateral" or rng.random() < 0.75
     size = int(rng.integers(15, 23))

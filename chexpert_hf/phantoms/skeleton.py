@@ -32,7 +32,7 @@ class Break(NamedTuple):
 
 
 def break_ribs(rng: Generator) -> tuple[Break, ...]:
-    """Draw fractures of one to three neighbouring ribs at random."""
+    """Choose fractures of one to three neighbouring ribs at random; `ribs` draws them."""
     side, first, count = either_side(rng), int(rng.integers(2, 6)), int(rng.choice([1, 2, 3], p=[0.1, 0.45, 0.45]))
     position, has_callus = rng.uniform(0.34, 0.58), bool(rng.random() < 0.4)
     wider = 1.15 if count == 1 else 1.0
@@ -102,7 +102,7 @@ def _fragments(frame: FrontalFrame, fracture: Break, width: float) -> tuple[Poin
 
 
 def fracture_mask(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Mask:
-    """Return the mask of the broken ends and the displaced stretch of each rib."""
+    """Return the mask `(height, width)` of the broken ends and the displaced stretch of each broken rib."""
     layer, width = Layer(frame.shape), _RIB_WIDTH * frame.height
     for item in breaks:
         inner, outer = _fragments(frame, item, width)
