@@ -148,7 +148,10 @@ def _estimate(value: float, low: float | None, high: float | None) -> str:
 
 
 def _section(name: str, **values: Any) -> str:
-    """Render the block `name` of model_card.md and an empty line after it; "" if the block has no content."""
+    """Render the block `name` of the template model_card.md with `values`, and an empty line after it.
+
+    Returns "" if the rendered block is empty.
+    """
     template = read_template(project_path("model_card.md"))
     text = "".join(template.blocks[name](template.new_context(values))).strip()
     return _BLANK_LINES.sub("\n\n", f"{text}\n\n") if text else ""
@@ -176,7 +179,7 @@ def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe in which `public_name` replaces the paths of models, the fields `MODEL_FIELDS`."""
+    """Return a recipe for publication: `public_name` shortens the paths of models in the fields `MODEL_FIELDS`."""
     return {field: _public(value) if field in MODEL_FIELDS else value for field, value in recipe.items()}
 
 
@@ -203,9 +206,10 @@ def refresh_card(text: str, config: CheXpertConfig, name: str, model_id: str | N
 
 
 def refresh_references(text: str, record: Mapping[str, Any]) -> str:
-    """Return a card with its section on other reference standards written anew, or added after the evaluation.
+    """Return a card with its section on other reference standards written anew.
 
-    `record` is the contents of `evaluation.json`.
+    A card without this section gets it after the section on the evaluation. `record` is the contents of
+    `evaluation.json`.
     """
     section, rest = _section("references", record=record), _REFERENCES.sub("", text)
     return _AFTER_EVALUATION.sub(lambda found: f"{section}{found[0]}", rest, count=1)

@@ -90,7 +90,7 @@ def check_folder(folder: Path) -> CheckReport:
 
 
 def expect_own_scores(folder: Path) -> None:
-    """Raise InputError if a model's scores of its phantom are not those in `reference.json`.
+    """Raise InputError if a model's scores of the phantom in `reference.json` are not those recorded there.
 
     This finds weights that were saved to the folder later, with new checksums but an old card. If this version of the
     package draws the phantom differently, nothing is compared.
@@ -104,7 +104,8 @@ def expect_own_scores(folder: Path) -> None:
 def _checks(folder: Path) -> dict[str, Callable[[], str]]:
     """Return the checks of a folder, as subject -> function; InputError if it is neither model folder nor ensemble.
 
-    A function returns the details of a passed check. It raises `_SkippedError`, or another error if the check fails.
+    A function returns the details if its check passes. It raises `_SkippedError` if a runtime does not support the
+    model, and any other error if the check fails.
     """
     if (folder / ENSEMBLE_FILE).is_file():
         parts = {"files": _no_pickle, "checksums": _hashes, "code": _code, "model": _model}

@@ -73,7 +73,8 @@ def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterab
 def labels_name_of(dataset: "datasets.Dataset", data_name: str, split: str) -> str:
     """Return who set the labels of a split from `load_dataset`, such as "text-mined labels and one radiologist".
 
-    `labels_name` is asked about each of its sources, or about the folder `data_name` if it has no column of sources.
+    The results of `labels_name` for each folder in the data set's column `source` are joined by "and". Without such a
+    column, all rows count as those of the folder `data_name`.
     """
 
     def column(name: str) -> list[str | None]:
@@ -104,9 +105,10 @@ def data_names(data: Mapping[str, Any]) -> Sequence[str]:
 
 
 def terms_of(names: Sequence[str]) -> Terms:
-    """Return the terms of the data sets in folders of these names, joined with `license_id` "other" if they differ.
+    """Return the terms of the data sets in folders of these names.
 
-    The terms of an unknown data set refer to its provider.
+    If the data sets have different terms, the texts are joined, and `license_id` is "other". The terms of an unknown
+    data set refer to its provider.
     """
     found = each_terms(names)
     if len(found) == 1:
