@@ -97,7 +97,10 @@ class CheXpertImageProcessor(TorchvisionBackend):
 
     @property
     def decoded_side(self) -> int | None:
-        """Smallest side in pixels to which a decoder may shrink an image; None if it must not (`resize_like`)."""
+        """The `target_size` for `read_radiograph`: the side in pixels to which images are resized.
+
+        None if `resize_like` is set, for which images must be read at full size.
+        """
         return None if self.resize_like else self.longest_side
 
     @property
@@ -361,7 +364,10 @@ def _gray_from_pil(image: Image.Image) -> torch.Tensor:
 
 
 def _upright(gray: Image.Image, image: Image.Image) -> Image.Image:
-    """Turn the gray levels of an image by its EXIF orientation, as transformers' pipelines do before the processor."""
+    """Turn `gray`, the gray levels of `image`, upright by the EXIF orientation of `image`.
+
+    transformers' pipelines do the same before they call the processor. Raises ValueError for damaged EXIF data.
+    """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except SyntaxError as error:

@@ -142,7 +142,8 @@ class LabelSet:
         """Make a label set from its names and the result of `to_dict`.
 
         Raises:
-            ValueError: If a value has another type, or names an observation that is not among `names`.
+            ValueError: If `values` has an unknown key, a value of another type than that attribute, or an observation
+                that is not among `names`.
         """
         names, known = tuple(names), {each.name for each in fields(cls)} - {"names"}
         if unknown := sorted(set(values) - known):

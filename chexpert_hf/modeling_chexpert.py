@@ -74,10 +74,11 @@ class CheXpertOutput(ModelOutput):
 
 
 class CheXpertForImageClassification(PreTrainedModel):
-    """A backbone and a head with one logit per observation under every uncertainty policy.
+    """A backbone and a head with one logit per observation, whatever its uncertainty policy.
 
-    Names of backbone weights are `features.` and torchvision's or timm's name. A linear head is `classifier`. A head
-    with a hidden layer is `Sequential(Linear, ReLU, Dropout, Linear)`: `classifier.0` and `classifier.3`.
+    The name of a backbone weight is `features.` followed by its name in torchvision or timm. A linear head is
+    `classifier`. A head with a hidden layer is `Sequential(Linear, ReLU, Dropout, Linear)`; its linear layers are
+    `classifier.0` and `classifier.3`.
     """
 
     config: CheXpertConfig
@@ -133,7 +134,10 @@ class CheXpertForImageClassification(PreTrainedModel):
 
     @classmethod
     def _from_config(cls, config: CheXpertConfig, **kwargs: Any) -> Any:
-        """Make a new model for `AutoModel...from_config`, with a config that forgets all about a trained head."""
+        """Make a new model for `AutoModel...from_config`.
+
+        The model gets a copy of `config` without the values that describe a trained head, such as operating points.
+        """
         model = super()._from_config(copy.deepcopy(config), **kwargs)  # as a model in use may have this config
         model.config.forget_head()
         return model
@@ -264,13 +268,20 @@ class CheXpertForImageClassification(PreTrainedModel):
         return outputs[..., : self.num_labels] - functional.pad(outputs, (0, 1))[..., negative]
 
     def _classes(self, outputs: Tensor) -> Tensor:
-        """Return the outputs negative, positive and uncertain under U-MultiClass, `(batch, num_multiclass, 3)`."""
+        """Return the head's outputs for the observations under U-MultiClass, `(batch, num_multiclass, 3)`.
+
+        The three are the outputs of the negative, the positive and the uncertain class. `outputs` are all outputs of
+        the head, `(batch, num_outputs)`.
+        """
         columns = self._multiclass_columns
         negative, uncertain = outputs[:, self.num_labels :].split(len(columns), dim=1)
         return torch.stack([negative, outputs[:, columns], uncertain], dim=2)
 
     def _saliency(self, features: Tensor, pooled: Tensor, logits: Tensor) -> Tensor:
-        """Return the maps `(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit."""
+        """Return the maps `(batch, num_labels, h, w)`: the feature maps weighted by the gradient of each logit.
+
+        `pooled` are the means of `features` over h and w; `logits` are those before the label hierarchy is applied.
+        """
         head = self._head
         width = pooled.shape[1] if self.config.head_hidden_size is None else self.config.head_hidden_size
         weight = self._positive_minus_negative(_matrix(self.last_layer, width, pooled).T).T  # (num_labels, C or hidden)
@@ -325,9 +336,10 @@ class CheXpertForImageClassification(PreTrainedModel):
 
 
 def _matrix(layer: nn.Linear, width: int, inputs: Tensor) -> Tensor:
-    """Return the matrix `(outputs, width)` by which a layer multiplies its inputs.
+    """Return the weights `(outputs, width)` of a linear layer with `width` inputs.
 
-    If the layer is quantised or has an adapter, such as LoRA's, unit vectors of the type of `inputs` are fed to it.
+    If the layer is quantised or has an adapter, such as LoRA's, its weights are found by feeding unit vectors to it,
+    of the type and on the device of `inputs`.
     """
     if type(layer) is nn.Linear:
         return layer.weight
@@ -367,8 +379,9 @@ def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
 def _along_hierarchy(paths: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return 1 - sigmoid(logit), log(p) and 1 - p, each `(batch, num_labels)`; p is the unconditional probability.
 
-    1 - p is summed along `paths` (of `hierarchy_paths`): 1 - sigmoid(z_i) times the unconditional p of i's parent.
-    Subtracting p from 1 would give 0 for high logits, in bf16 from 6 on, and other runtimes' sigmoid is 0 below -18.
+    1 - p is a sum over the observation and its ancestors, which `paths` (from `hierarchy_paths`) gives. The term of
+    each is 1 - sigmoid of its logit, times the unconditional probability of its parent. Subtracting p from 1 would give
+    0 for high logits, in bf16 from 6 on. The sigmoid is not taken from a library: other runtimes' is 0 below -18.
     """
     given = logits.float().clamp(-_HIGHEST_LOGIT, _HIGHEST_LOGIT)
     odds = (-given).exp()
