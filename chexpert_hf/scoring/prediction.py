@@ -91,6 +91,19 @@ class Prediction:
         colors = {"positive_color": _POSITIVE, "below_color": _BELOW}
         return template.render(prediction=self, rows=self._rows(), pictures=pictures, disclaimer=DISCLAIMER, **colors)
 
+    def display_order(self) -> list[str]:
+        """Return the observations for display: first the positive ones, then the others, each by falling probability.
+
+        No Finding or its equivalent is left out, since its map means nothing, unless it is the only observation.
+        """
+        names = sorted(by_probability(self.probabilities), key=lambda name: not self.positives[name])
+        return [name for name in names if name != self.labels.none_of_these] or names
+
+    def sorted_positives(self) -> list[str]:
+        """Return the positive observations by falling probability, except No Finding or its equivalent."""
+        without = self.labels.none_of_these
+        return [name for name in by_probability(self.probabilities) if self.positives[name] and name != without]
+
     def plot(self, observation: str | None = None) -> "Figure":
         """Draw the radiograph, the map of an observation, and all scores with their operating points.
 
@@ -171,7 +184,7 @@ class Prediction:
             return []
         if isinstance(self.saliency, NoMaps):
             return [("Radiograph", image)]
-        name = observation or display_order(self.probabilities, self.positives, self.labels.none_of_these)[0]
+        name = observation or self.display_order()[0]
         title = f"Map of {name}" + (": empty, no positive evidence" if self.saliency.is_empty(name) else "")
         return [("Radiograph", image), (title, overlay(image, self.saliency.at_size(image.size)[name]))]
 
@@ -191,25 +204,6 @@ class Prediction:
 def by_probability(probabilities: Mapping[str, float]) -> list[str]:
     """Sort observations by falling probability; among equal ones, those of CheXpert come first, in CheXpert's order."""
     return sorted(CHEXPERT.in_order(probabilities), key=lambda name: -probabilities[name])
-
-
-def display_order(
-    probabilities: Mapping[str, float], positives: Mapping[str, bool], none_of_these: str | None
-) -> list[str]:
-    """Sort observations for display: first the positive ones, then the others, each by falling probability.
-
-    `none_of_these` is the observation that denies all others, such as "No Finding"; None if there is no such one. It is
-    left out, since its map means nothing, unless it is the only observation.
-    """
-    names = sorted(by_probability(probabilities), key=lambda name: not positives[name])
-    return [name for name in names if name != none_of_these] or names
-
-
-def sorted_positives(
-    probabilities: Mapping[str, float], positives: Mapping[str, bool], without: str | None
-) -> list[str]:
-    """Return the positive observations by falling probability, except `without`, such as "No Finding"."""
-    return [name for name in by_probability(probabilities) if positives[name] and name != without]
 
 
 class _Row(NamedTuple):

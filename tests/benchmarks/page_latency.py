@@ -19,7 +19,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 from chexpert_hf.app.model_facts import facts_of
-from chexpert_hf.app.page.reading import bytes_of, decode, encode, read_study, shown_image
+from chexpert_hf.app.page.reading import Item, Study, bytes_of, decode, encode, read, shown_image
 from chexpert_hf.app.page.result import result_html
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
@@ -107,7 +107,7 @@ def on_server(model: str, runtime: str, radiographs: list[Path]) -> dict[str, fl
         marks.append(time.perf_counter())
         encode(shown)
         marks.append(time.perf_counter())
-        study = read_study(classifier, [path])
+        study = Study([read(classifier, Item(path))])
         marks.append(time.perf_counter())
         result_html(study, facts, classifier.operating_points)
         marks.append(time.perf_counter())

@@ -90,9 +90,9 @@ def _by_handlers(settings: Settings, files: Sequence[Path]) -> dict[str, list[Sc
 
 def _scores(demo: gr.Blocks, handler: str, *arguments: Any) -> Scores:
     state = next(value for value in _states(_call(demo, handler, *arguments)) if not isinstance(value, ListState))
-    if state is not None and (state.study is None or state.study.failures):  # the gate took one for something else
+    if state is not None and state.study.missing():  # the gate took one for something else
         (state,) = _states(_call(demo, "score_anyway", state))
-    return dict(state.study.probabilities) if isinstance(state, ResultState) and state.study else {}
+    return dict(state.study.prediction.probabilities) if isinstance(state, ResultState) else {}
 
 
 def _call(demo: gr.Blocks, handler: str, *arguments: Any) -> dict[Any, Any]:

@@ -81,6 +81,19 @@ def test_an_unknown_name_is_answered_with_the_known_ones(prediction, classifier,
         classifier.predict(file).maps["Edema"]
 
 
+def test_what_is_called_positive_is_shown_first_and_no_finding_is_not():
+    scores = {"No Finding": 0.9, "Pneumonia": 0.3, "Edema": 0.2, "Fracture": 0.4}
+    prediction = Prediction(scores, {name: name == "Edema" for name in scores})
+    assert prediction.display_order() == ["Edema", "Fracture", "Pneumonia"]
+    assert Prediction({"No Finding": 0.9}, {"No Finding": True}).display_order() == ["No Finding"]
+
+
+def test_positives_are_sorted_by_probability_without_no_finding():
+    scores = {"No Finding": 0.9, "Pneumonia": 0.3, "Edema": 0.2, "Fracture": 0.4}
+    positives = {name: name != "Pneumonia" for name in scores}
+    assert Prediction(scores, positives).sorted_positives() == ["Fracture", "Edema"]
+
+
 def test_table_has_what_is_called_positive_first(prediction):
     expected = pd.DataFrame(
         {

@@ -9,7 +9,6 @@ import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -17,16 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from chexpert_hf import DISCLAIMER
-from chexpert_hf.app.page.reading import bytes_of, encode, read, shown_image
+from chexpert_hf.app.page.reading import Item, bytes_of, encode, read, shown_image
 from chexpert_hf.app.page.text import EXPIRED
-from chexpert_hf.errors import InputError, NotANumberError
+from chexpert_hf.errors import InputError
 from chexpert_hf.folders.score_table import CsvLines, readable
-from chexpert_hf.folders.scoring import FileResult
 from chexpert_hf.radiographs.archives import ArchiveMember
 from chexpert_hf.radiographs.finding import Found, is_system_file, radiographs_in
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.scoring.prediction import display_order, sorted_positives
 from chexpert_hf.scoring.saliency import overlay_of
 
 MAX_FILES = 1000  # radiographs in one list, those in archives included
@@ -38,37 +35,7 @@ _UNSAFE = re.compile(r"[^\w.-]+", re.ASCII)
 _MAX_STEM = 60
 
 
-@dataclass(frozen=True, eq=False)
-class ListedFile(FileResult):
-    """A radiograph in a visitor's list: the name shown, such as "archive.zip/a.png", and the result once scored."""
-
-    name: str = ""
-    thumbnail: bytes = b""  # a JPEG
-
-    @property
-    def above(self) -> list[str]:
-        """The observations that are called positive, by falling probability, without No Finding or its equivalent."""
-        if (found := self.prediction) is None:
-            return []
-        return sorted_positives(found.probabilities, found.positives, found.labels.none_of_these)
-
-    @property
-    def kinds(self) -> list[str]:
-        """The page's filters that show the row, among "scored", "warned", "refused" (by the gate) and "unreadable"."""
-        refused = ["refused"] if self.is_no_radiograph else []
-        if self.prediction is None:
-            return refused or ["unreadable"]
-        return ["scored", *refused, *(["warned"] if self.warnings else [])]
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Notes on the file, and messages of the gate, as sentences; the `error` of a refused file is not repeated."""
-        if self.prediction is None:
-            return self.gate.warnings if self.gate else ()
-        return (*self.prediction.notes, *(self.gate.messages if self.gate else ()))
-
-
-def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[ListedFile]:
+def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Item]:
     """Return the radiographs in `uploads` (names and paths) and in archives among them.
 
     Skipped files are counted in `found`.
@@ -80,7 +47,7 @@ def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Listed
     if not all(path.exists() for _, path in uploads):
         raise RadiographError(EXPIRED)
     items = [
-        ListedFile(file, name=f"{name}/{file.name}" if isinstance(file, ArchiveMember) and file.name else name)
+        Item(file, name=f"{name}/{file.name}" if isinstance(file, ArchiveMember) and file.name else name)
         for name, path in uploads
         if not is_system_file(name)
         for file in radiographs_in(str(path), found)
@@ -93,30 +60,17 @@ def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Listed
     return items
 
 
-def score_items(classifier: CheXpertClassifier, items: Sequence[ListedFile], *, is_gated: bool) -> Iterator[ListedFile]:
+def score_items(classifier: CheXpertClassifier, items: Sequence[Item], *, is_gated: bool) -> Iterator[Item]:
     """Score radiographs, `BATCH_WORKERS` at a time, and yield them in order.
 
     With `is_gated`, images that the gate refuses get an error instead of scores. Closing the iterator drops radiographs
     that have not started.
     """
     with ThreadPoolExecutor(BATCH_WORKERS) as pool:
-        yield from pool.map(partial(score_item, classifier, is_gated=is_gated), items)
+        yield from pool.map(partial(read, classifier, size=THUMBNAIL_SIZE, is_gated=is_gated), items)
 
 
-def score_item(classifier: CheXpertClassifier, item: ListedFile, *, is_gated: bool) -> ListedFile:
-    """Return the item with a prediction, or with an error if it cannot be read or (`is_gated`) the gate refuses it."""
-    try:
-        reading = read(classifier, item.path, THUMBNAIL_SIZE)
-    except (RadiographError, NotANumberError) as error:
-        return replace(item, error=str(error))
-    gate = reading.prediction.gate
-    item = replace(item, thumbnail=reading.jpeg, gate=gate)
-    if is_gated and gate is not None and not gate.is_chest_radiograph:
-        return replace(item, error=gate.reason)
-    return replace(item, prediction=reading.prediction, error=None)
-
-
-def csv_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
+def csv_of(rows: Sequence[Item], observations: Sequence[str]) -> bytes:
     """Return the table as CSV: file, observations above their thresholds, probabilities, warnings, error.
 
     Names of files are changed where a spreadsheet would take them for formulas.
@@ -130,7 +84,7 @@ def csv_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
     return content
 
 
-def parquet_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes:
+def parquet_of(rows: Sequence[Item], observations: Sequence[str]) -> bytes:
     """Return the table of `csv_of` as Parquet, with numbers as float32; names of files are as they were given."""
     scores = [row.prediction.probabilities if row.prediction else {} for row in rows]
     columns: dict[str, pa.Array] = {"file": pa.array([row.name for row in rows], pa.string())}
@@ -144,7 +98,7 @@ def parquet_of(rows: Sequence[ListedFile], observations: Sequence[str]) -> bytes
     return stream.getvalue()
 
 
-def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
+def write_overlays(path: Path, rows: Sequence[Item]) -> Iterator[int]:
     """Write a ZIP archive with a folder of overlays for each scored row.
 
     Overlays are those of positive observations, or of the most probable one if none is positive. Rows that come after
@@ -173,7 +127,7 @@ def write_overlays(path: Path, rows: Sequence[ListedFile]) -> Iterator[int]:
         archive.writestr("README.txt", "\n".join(lines) + "\n")
 
 
-def _add_overlays(archive: zipfile.ZipFile, number: str, item: ListedFile, prediction: Prediction) -> str | None:
+def _add_overlays(archive: zipfile.ZipFile, number: str, item: Item, prediction: Prediction) -> str | None:
     """Add the overlays of row `number` to the archive; return None, or why the radiograph can no longer be read."""
     try:
         image = shown_image(bytes_of(item.path))
@@ -181,7 +135,7 @@ def _add_overlays(archive: zipfile.ZipFile, number: str, item: ListedFile, predi
         return str(error)
     maps = prediction.maps.at_size(image.size)
     folder = f"{number}_{_UNSAFE.sub('_', Path(item.name).stem)[-_MAX_STEM:]}"
-    names = display_order(prediction.probabilities, prediction.positives, prediction.labels.none_of_these)
+    names = prediction.display_order()
     for name in (names[0], *(name for name in names[1:] if prediction.positives[name])):
         archive.writestr(f"{folder}/{_UNSAFE.sub('_', name)}.jpg", encode(overlay_of(image, maps, name)))
     return None

@@ -49,6 +49,7 @@ _ENVIRONMENT.globals |= {
     "by_probability": by_probability,
     "clinical_order": CHEXPERT.in_order,
     "data_url": data_url,
+    "describe_calls": text.describe_calls,
     "version": __version__,
 }
 

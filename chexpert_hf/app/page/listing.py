@@ -12,9 +12,10 @@ from uuid import uuid4
 
 import gradio as gr
 
-from chexpert_hf.app.page.batch import ListedFile, csv_of, parquet_of, score_items, write_overlays
+from chexpert_hf.app.page.batch import csv_of, parquet_of, score_items, write_overlays
 from chexpert_hf.app.page.html import asset, delivery_html, message_html, render
 from chexpert_hf.app.page.panel import PLAIN, QUIET, SESSION_SECONDS, Panel, ResultState, Updates, bar_html
+from chexpert_hf.app.page.reading import Item, Study
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -25,7 +26,7 @@ _PROGRESS_SECONDS = 0.4  # between two reports of progress
 _TABLES = {"scores.csv": (csv_of, "text/csv"), "scores.parquet": (parquet_of, "application/vnd.apache.parquet")}
 _ROWS_AT_ONCE = 50  # rows in one answer; the browser can draw so many without freezing
 
-Rows = tuple[ListedFile, ...]
+Rows = tuple[Item, ...]
 
 
 @dataclass(eq=False)
@@ -89,7 +90,7 @@ class Listing:
         return gr.HTML(table, visible=True, scored=scored, rows=None)
 
     def _run(self, event: gr.EventData, state: ListState) -> Iterator[Updates]:
-        of, items, done = event.id, state.rows if event.id == state.id else (), list[ListedFile]()
+        of, items, done = event.id, state.rows if event.id == state.id else (), list[Item]()
         scored = score_items(self._classifier, items, is_gated=True)
         try:
             for seconds in _paced(takewhile(lambda _: state.id == of and not state.is_stopped, scored), done):
@@ -144,14 +145,14 @@ class Listing:
             title = bar_html(row.name, place=(int(event.shown), int(event.of)), has_back=True)
             chosen = dict(enumerate(self._names)).get(int(event.observation))
             # A row that was scored in spite of the gate opens without it.
-            return panel.show(ResultState([row.path], bar=title), is_gated=row.prediction is None, chosen=chosen)
+            return panel.show(ResultState(Study([row]), title), is_gated=row.prediction is None, chosen=chosen)
 
         def show_study(state: ListState) -> Updates:
             done = state.rows
             if not 0 < len(done) <= MAX_VIEWS:
                 return self._show_status(message_html(EXPIRED))
             title = bar_html(f"A study of {len(done)} views", has_back=True)
-            return panel.show(ResultState([row.path for row in done], [row.name for row in done], title))
+            return panel.show(ResultState(Study(done), title))
 
         def close_row() -> Updates:
             return panel.cleared(bar_html())
@@ -160,7 +161,7 @@ class Listing:
             done = state.rows
             if not done:
                 return self._show_status(message_html(EXPIRED))
-            numbers = [number for number, row in enumerate(done) if row.prediction is None and row.is_no_radiograph]
+            numbers = [number for number, row in enumerate(done) if row.is_refused]
             scored = score_items(classifier, [done[number] for number in numbers], is_gated=False)
             anyway = dict(zip(numbers, scored, strict=True))
             state.replace(tuple(anyway.get(number, row) for number, row in enumerate(done)))

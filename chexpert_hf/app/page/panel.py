@@ -4,7 +4,6 @@ The visitor's session holds the uploads and the study read from them, for the re
 scoring radiographs that the gate refused.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
@@ -13,10 +12,9 @@ import gradio as gr
 
 from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.html import asset, delivery_html, message_html, render
-from chexpert_hf.app.page.reading import Reading, Study, read_study
+from chexpert_hf.app.page.reading import Item, Study, read
 from chexpert_hf.app.page.result import activations_html, detail_of, report_html, result_html
 from chexpert_hf.app.page.text import EXPIRED
-from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier
 
@@ -45,12 +43,10 @@ def bar_html(title: str = "", *, has_back: bool = False, place: tuple[int, int] 
 
 @dataclass(frozen=True)
 class ResultState:
-    """A session's state: the uploads of the result that is shown, and the study that was read from them."""
+    """A session's state: the study that is shown, or whose items are still to be read."""
 
-    files: Sequence[RadiographFile]
-    names: Sequence[str] = ()  # of the files, if they are views of a study, which are numbered
+    study: Study
     bar: str | None = None  # HTML of the bar above a list's row or study, or an example; None above an upload
-    study: Study | None = None  # None if no view could be scored
 
 
 class Panel:
@@ -77,15 +73,16 @@ class Panel:
         With `is_gated`, the gate may refuse images. The viewer opens on the `chosen` observation; `note` is shown above
         the result.
         """
-        study = read_study(self._classifier, state.files, is_gated=is_gated, is_numbered=bool(state.names))
+        study = Study([read(self._classifier, item, is_gated=is_gated) for item in state.study.items])
+        state = replace(state, study=study)
         if not study.views:
-            reasons = study.missing(state.names) if state.names else study.failures.values()
-            can_score = study.is_any_refused
-            text = message_html(*reasons, note=note, is_of_file=state.bar is None, can_score=can_score)
+            can_score, is_of_file = any(item.is_refused for item in study.items), state.bar is None
+            reasons = study.missing(is_named=True)
+            text = message_html(*reasons, note=note, is_of_file=is_of_file, can_score=can_score)
             return self.cleared(state.bar or "", text, state if can_score else None)
-        html = result_html(study, self._facts, self._classifier.operating_points, chosen=chosen, files=state.names)
+        html = result_html(study, self._facts, self._classifier.operating_points, chosen=chosen)
         return {
-            **self.cleared(state.bar or bar_html(), message_html(note=note), replace(state, study=study)),
+            **self.cleared(state.bar or bar_html(), message_html(note=note), state),
             self._result: gr.HTML(html, visible=True),
         }
 
@@ -111,11 +108,11 @@ class Panel:
                 return self.cleared(message=message_html(EXPIRED))
             return self.show(state, is_gated=False)
 
-        def view_of(event: gr.EventData, state: ResultState | None) -> Reading:
-            if state is None or state.study is None:
+        def view_of(event: gr.EventData, state: ResultState | None) -> Item:
+            if state is None or not state.study.views:
                 raise RadiographError(EXPIRED)
-            views = list(state.study.views.values())
-            return views[min(int(event.view), len(views) - 1)]
+            scored = [item for item in state.study.items if item.prediction]
+            return scored[min(int(event.view), len(scored) - 1)]
 
         def show_detail(event: gr.EventData, state: ResultState | None) -> Updates:
             try:
@@ -126,13 +123,13 @@ class Panel:
 
         def show_activations(event: gr.EventData, state: ResultState | None) -> Updates:
             try:
-                html = activations_html(self._classifier, view_of(event, state).file)
+                html = activations_html(self._classifier, view_of(event, state).path)
             except RadiographError as error:
                 html = message_html(str(error))
             return {self._activations: gr.HTML(html, visible=True)}
 
         def make_report(event: gr.EventData, state: ResultState | None) -> Updates:
-            if state is None or state.study is None:
+            if state is None or not state.study.views:
                 return {self.delivery: "", self._message: gr.HTML(message_html(EXPIRED), visible=True)}
             names = self._classifier.observations
             chosen = names[min(int(event.observation), len(names) - 1)]

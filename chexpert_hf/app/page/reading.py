@@ -5,18 +5,19 @@ The model is called for one radiograph at a time, so that a scheduler can batch 
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from chexpert_hf.app.page.text import EXPIRED, describe_calls
-from chexpert_hf.errors import InputError
+from chexpert_hf.app.page.text import EXPIRED
+from chexpert_hf.errors import NotANumberError
+from chexpert_hf.folders.scoring import FileResult
 from chexpert_hf.radiographs.archives import ArchiveMember, RadiographFile, source_of
 from chexpert_hf.radiographs.radiograph import Radiograph, RadiographError, read_radiograph
 from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
-from chexpert_hf.scoring.prediction import display_order, sorted_positives
 
 DISPLAY_SIZE = 1024
 """Longest side in pixels of the image that comes with the scores. The model gets the file itself."""
@@ -29,12 +30,11 @@ _JPEG_MAGIC = b"\xff\xd8\xff"
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
-    """One radiograph with its scores and maps."""
+class Item(FileResult):
+    """A visitor's radiograph, and once it has been read its result and its image."""
 
-    file: RadiographFile  # the upload, which may have been deleted
-    jpeg: bytes  # the radiograph as it is shown, encoded from its gray levels: nothing else of the file is in it
-    prediction: Prediction
+    name: str = ""  # of the upload, such as "archive.zip/a.png"; the file's path may have been deleted
+    jpeg: bytes = b""  # the radiograph as it is shown, encoded from its gray levels: nothing else of the file is in it
 
     def image(self, size: int) -> Image.Image:
         """Return the radiograph as it is shown, but of at most `size` pixels a side."""
@@ -42,67 +42,74 @@ class Reading:
         image.thumbnail((size, size))
         return image
 
+    @property
+    def above(self) -> list[str]:
+        """The positive observations by falling probability, without No Finding or its equivalent."""
+        return self.prediction.sorted_positives() if self.prediction else []
 
-@dataclass(eq=False)
+    @property
+    def is_refused(self) -> bool:
+        """Whether the gate refused the radiograph, which can be scored anyway."""
+        return self.prediction is None and self.is_no_radiograph
+
+    @property
+    def kinds(self) -> list[str]:
+        """The page's filters that show the row, among "scored", "warned", "refused" (by the gate) and "unreadable"."""
+        refused = ["refused"] if self.is_no_radiograph else []
+        if self.prediction is None:
+            return refused or ["unreadable"]
+        return ["scored", *refused, *(["warned"] if self.warnings else [])]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Notes on the file, and messages of the gate, as sentences; the `error` of a refused file is not repeated."""
+        if self.prediction is None:
+            return self.gate.warnings if self.gate else ()
+        return (*self.prediction.notes, *(self.gate.messages if self.gate else ()))
+
+
+@dataclass(frozen=True, eq=False)
 class Study:
     """The views of one patient's study; a single radiograph is a study of one view."""
 
-    views: dict[int, Reading]  # by their numbers from 1, in upload order; empty if none could be scored
-    failures: dict[int, str] = field(default_factory=dict)  # for each view without scores, the reason
-    is_any_refused: bool = False  # whether the gate refused a view, which can be scored anyway
-    is_numbered: bool = False  # whether to show the numbers of the views
+    items: Sequence[Item]  # in upload order, by which views are numbered from 1
 
     @property
-    def probabilities(self) -> dict[str, float]:
-        """The probability of each observation: the maximum over the views, for No Finding the minimum.
+    def is_numbered(self) -> bool:
+        """Whether to show the numbers of the views."""
+        return len(self.items) > 1
 
-        A finding in any view rules No Finding out. Source of the maximum: Irvin et al. 2019, arXiv:1901.07031, section
-        4.
-        """
-        return {name: self.views[number].prediction.probabilities[name] for name, number in self.view_of().items()}
+    @cached_property
+    def views(self) -> dict[int, Prediction]:
+        """The predictions of the views that have scores, by the numbers of the views."""
+        return {number: item.prediction for number, item in enumerate(self.items, start=1) if item.prediction}
 
-    @property
-    def positives(self) -> dict[str, bool]:
-        """Whether each observation reaches its operating point, in the view that `view_of` names."""
-        return {name: self.views[number].prediction.positives[name] for name, number in self.view_of().items()}
-
+    @cached_property
     def view_of(self) -> dict[str, int]:
-        """Return observation -> number of the view with its highest probability (No Finding: lowest).
+        """Observation -> number of the view with its highest probability (No Finding: lowest).
 
-        Of views with equal probabilities it is the first one.
+        Of views with equal probabilities it is the first one. A finding in any view rules No Finding out. Source of the
+        maximum: Irvin et al. 2019, arXiv:1901.07031, section 4.
         """
-        scores = {number: view.prediction.probabilities for number, view in self.views.items()}
+        first = next(iter(self.views.values()))
+        scores = {number: view.probabilities for number, view in self.views.items()}
         return {
-            name: (min if name == self.none_of_these else max)(scores, key=lambda number: scores[number][name])
-            for name in next(iter(scores.values()))
+            name: (min if name == first.labels.none_of_these else max)(scores, key=lambda number: scores[number][name])
+            for name in first.probabilities
         }
 
-    @property
-    def none_of_these(self) -> str | None:
-        """The observation which says that all others are absent, such as No Finding; None if the model has none."""
-        prediction = next(iter(self.views.values())).prediction
-        name = prediction.labels.none_of_these
-        return name if name in prediction.probabilities else None
-
-    @property
-    def above(self) -> list[str]:
-        """The observations that are called positive, by falling probability, without No Finding or its equivalent."""
-        return sorted_positives(self.probabilities, self.positives, self.none_of_these)
-
-    @property
-    def verdict(self) -> tuple[str, ...]:
-        """Sentences on which observations are above their thresholds, from `text.describe_calls`."""
-        none = self.none_of_these
-        return describe_calls(self.above, none, bool(none and self.positives[none]))
-
-    def display_order(self) -> list[str]:
-        """Return the observations in the order of their maps, as `prediction.display_order` sorts them."""
-        return display_order(self.probabilities, self.positives, self.none_of_these)
+    @cached_property
+    def prediction(self) -> Prediction:
+        """The probability and the call of each observation, in the view that `view_of` names."""
+        views = {name: self.views[number] for name, number in self.view_of.items()}
+        probabilities = {name: view.probabilities[name] for name, view in views.items()}
+        positives = {name: view.positives[name] for name, view in views.items()}
+        return Prediction(probabilities, positives, labels=next(iter(views.values())).labels)
 
     @property
     def has_gate(self) -> bool:
         """Whether the model has a gate, so that the views were checked."""
-        return any(view.prediction.gate is not None for view in self.views.values())
+        return any(item.gate is not None for item in self.items)
 
     def label(self, number: int) -> str:
         """Return the caption of a view: "View 2", or "Radiograph" if views are not numbered."""
@@ -110,43 +117,36 @@ class Study:
 
     def warnings(self) -> list[str]:
         """Return notes on the files of the scored views, and the gate's warnings, as sentences."""
-        return [
-            f"View {number}: {text}" if self.is_numbered else text
-            for number, view in self.views.items()
-            for text in (*view.prediction.notes, *(view.prediction.gate.messages if view.prediction.gate else ()))
-        ]
+        texts = [(number, text) for number in self.views for text in self.items[number - 1].warnings]
+        return [f"View {number}: {text}" if self.is_numbered else text for number, text in texts]
 
-    def missing(self, names: Sequence[str] = ()) -> list[str]:
-        """Return a sentence per view without scores: number, reason, and file if `names` are given (one per view)."""
-        files = {number: f" ({name})" for number, name in enumerate(names, start=1)}
-        return [f"View {number}{files.get(number, '')} has no scores: {why}" for number, why in self.failures.items()]
-
-
-def read(classifier: CheXpertClassifier, file: RadiographFile, size: int = DISPLAY_SIZE) -> Reading:
-    """Score an uploaded radiograph as `classifier.predict` does; keep its image at up to `size` pixels a side."""
-    source = decode(classifier, bytes_of(file))
-    prediction = classifier.predict(source, saliency=True)
-    return Reading(file, encode(shown_image(source, size)), replace(prediction, source=None))
+    def missing(self, *, is_named: bool = False) -> list[str]:
+        """Return a sentence per view without scores: the reason, the number, and with `is_named` the file's name."""
+        reasons = []
+        for number, item in enumerate(self.items, start=1):
+            if item.error is not None:
+                start = (
+                    f"View {number}{f' ({item.name})' if is_named else ''} has no scores: " if self.is_numbered else ""
+                )
+                reasons.append(start + " ".join((item.error, *item.warnings)))
+        return reasons
 
 
-def read_study(
-    classifier: CheXpertClassifier, files: Sequence[RadiographFile], *, is_gated: bool = True, is_numbered: bool = False
-) -> Study:
-    """Read and score the views of a study, numbered from 1 in upload order; a view that fails is in its `failures`."""
-    study = Study({}, is_numbered=is_numbered)
-    for number, file in enumerate(files, start=1):
-        try:
-            reading = read(classifier, file)
-        except InputError as error:  # the file cannot be read, or the server is stopping
-            study.failures[number] = str(error)
-            continue
-        gate = reading.prediction.gate
-        if is_gated and gate is not None and not gate.is_chest_radiograph:
-            study.failures[number] = " ".join(gate.messages)
-            study.is_any_refused = True
-        else:
-            study.views[number] = reading
-    return study
+def read(classifier: CheXpertClassifier, item: Item, *, size: int = DISPLAY_SIZE, is_gated: bool = True) -> Item:
+    """Score a radiograph as `classifier.predict` does; keep its image at up to `size` pixels a side.
+
+    The result has an error instead of scores if the file cannot be read or, with `is_gated`, the gate refuses it.
+    """
+    item = Item(item.path, name=item.name)
+    try:
+        source = decode(classifier, bytes_of(item.path))
+        prediction = classifier.predict(source, saliency=True)
+        item = replace(item, gate=prediction.gate, jpeg=encode(shown_image(source, size)))
+    except (RadiographError, NotANumberError) as error:
+        return replace(item, error=str(error))
+    if is_gated and item.gate is not None and item.is_no_radiograph:
+        return replace(item, error=item.gate.reason)
+    return replace(item, prediction=replace(prediction, source=None))
 
 
 def decode(classifier: CheXpertClassifier, data: bytes) -> bytes | Radiograph:

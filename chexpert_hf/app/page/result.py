@@ -7,7 +7,7 @@ them over the radiograph as `scoring.saliency.overlay` does.
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from typing import Any
 from uuid import uuid4
@@ -20,11 +20,11 @@ from PIL import Image
 
 from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.html import data_url, render
-from chexpert_hf.app.page.reading import DETAIL_SIZE, Reading, Study, bytes_of, encode, shown_image
+from chexpert_hf.app.page.reading import DETAIL_SIZE, Item, Study, bytes_of, encode, shown_image
 from chexpert_hf.app.page.text import describe_map, describe_strength
 from chexpert_hf.radiographs.archives import RadiographFile
 from chexpert_hf.scoring.activations import Stage, feature_activations
-from chexpert_hf.scoring.classifier import CheXpertClassifier
+from chexpert_hf.scoring.classifier import CheXpertClassifier, Prediction
 from chexpert_hf.scoring.saliency import COLORMAP, overlay
 
 _MOST = 4  # views, and maps, in a report
@@ -32,35 +32,33 @@ _REPORT_SIDE = 640  # longest side in pixels of an image on paper: about 250 to 
 _ACTIVATION_SIDE = 160  # maps with more pixels than this across are shown smaller
 
 
-def result_html(
-    study: Study, facts: ModelFacts, points: Mapping[str, float], chosen: str | None = None, files: Sequence[str] = ()
-) -> str:
+def result_html(study: Study, facts: ModelFacts, points: Mapping[str, float], chosen: str | None = None) -> str:
     """Return the viewer and the scores, sorted by probability, as HTML; each score is a button for its map.
 
-    `points` are the operating points. The viewer opens on the map of the `chosen` observation, or else of the first of
-    `study.display_order`. `files` are the names of all views' files, for messages on views without scores.
+    `points` are the operating points. The viewer opens on the map of the `chosen` observation, or else of the first
+    in `display_order`.
     """
     colors = np.rint(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)  # (256, 3)
-    names, numbers, chosen = list(study.probabilities), list(study.views), chosen or study.display_order()[0]
+    names, numbers = list(study.prediction.probabilities), list(study.views)
+    chosen = chosen or study.prediction.display_order()[0]
     content = {
         "id": uuid4().hex,  # new each time, so that the browser draws the same file again
         "observations": names,
         "chosen": names.index(chosen),
-        "viewOf": [numbers.index(number) for number in study.view_of().values()],
+        "viewOf": [numbers.index(number) for number in study.view_of.values()],
         "colors": base64.b64encode(colors.tobytes()).decode(),
-        "views": [_view(reading, study.label(number)) for number, reading in study.views.items()],
+        "views": [_view(study.items[number - 1], view, study.label(number)) for number, view in study.views.items()],
     }
     payload, shown = json.dumps(content), {"study": study, "facts": facts, "operating_points": points}
-    return render("result.html", payload=payload, chosen=chosen, missing=study.missing(files), **shown)
+    return render("result.html", payload=payload, chosen=chosen, missing=study.missing(is_named=True), **shown)
 
 
-def _view(reading: Reading, label: str) -> dict[str, Any]:
-    probabilities, maps = reading.prediction.probabilities, reading.prediction.maps
-    positives = reading.prediction.positives
+def _view(item: Item, prediction: Prediction, label: str) -> dict[str, Any]:
+    probabilities, positives, maps = prediction.probabilities, prediction.positives, prediction.maps
     levels = np.rint(maps.positive.cpu().numpy() * 255).astype(np.uint8)  # (num_labels, h, w)
     return {
         "label": label,
-        "image": data_url(reading.jpeg),
+        "image": data_url(item.jpeg),
         "size": maps.size,
         "box": maps.box,
         "grid": levels.shape[1:],
@@ -72,16 +70,16 @@ def _view(reading: Reading, label: str) -> dict[str, Any]:
     }
 
 
-def detail_of(reading: Reading) -> str:
+def detail_of(item: Item) -> str:
     """Return a radiograph at up to `DETAIL_SIZE` pixels as a `data:` URL; RadiographError if its upload is gone."""
-    return data_url(encode(shown_image(bytes_of(reading.file), DETAIL_SIZE)))
+    return data_url(encode(shown_image(bytes_of(item.path), DETAIL_SIZE)))
 
 
 def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], chosen: str | None = None) -> str:
     """Return a self-contained report of a study as HTML: one printed page with images, maps, scores and disclaimer.
 
     It is HTML, not PDF, to be searchable and readable aloud. It has no script, requests nothing, and holds no file
-    name. It shows at most `_MOST` maps: of the `chosen` observation first, then in the order of `study.display_order`.
+    name. It shows at most `_MOST` maps: of the `chosen` observation first, then in the order of `display_order`.
     """
     return render(
         "report.html",
@@ -97,13 +95,14 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
 def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Image.Image]]:
     """Yield captions and images: the views, then the maps of the chosen and the first other observations."""
     for number in list(study.views)[:_MOST]:
-        yield study.label(number), study.views[number].image(_REPORT_SIDE)
-    names = dict.fromkeys([*filter(None, [chosen]), *study.display_order()])
-    views = {name: study.views[number] for name, number in study.view_of().items()}
-    shown = [name for name in names if not views[name].prediction.maps.is_empty(name)]  # an empty map shows nothing
+        yield study.label(number), study.items[number - 1].image(_REPORT_SIDE)
+    names = dict.fromkeys([*filter(None, [chosen]), *study.prediction.display_order()])
+    maps = {name: study.views[number].maps for name, number in study.view_of.items()}
+    shown = [name for name in names if not maps[name].is_empty(name)]  # an empty map shows nothing
     for name in shown[:_MOST]:
-        image, place = views[name].image(_REPORT_SIDE), f", View {study.view_of()[name]}" if study.is_numbered else ""
-        yield f"Map of {name}{place}", overlay(image, views[name].prediction.maps.at_size(image.size)[name])
+        number = study.view_of[name]
+        image, place = study.items[number - 1].image(_REPORT_SIDE), f", View {number}" if study.is_numbered else ""
+        yield f"Map of {name}{place}", overlay(image, maps[name].at_size(image.size)[name])
 
 
 def activations_html(classifier: CheXpertClassifier, file: RadiographFile) -> str:

@@ -15,7 +15,7 @@ from chexpert_hf.app.page.batch import MAX_FILES, find_items
 from chexpert_hf.app.page.html import asset, data_url, message_html, render
 from chexpert_hf.app.page.listing import Listing, ListState
 from chexpert_hf.app.page.panel import PLAIN, QUIET, Panel, ResultState, Updates, bar_html
-from chexpert_hf.app.page.reading import encode, shown_image
+from chexpert_hf.app.page.reading import Item, Study, encode, shown_image
 from chexpert_hf.app.page.text import BUSY, EMPTY_FOLDER
 from chexpert_hf.errors import InputError
 from chexpert_hf.labels import CHEXPERT
@@ -105,12 +105,12 @@ class Start:
                 return {files: None, **listing.replaced(state), **panel.cleared("", message)}
             if len(items) == 1:
                 note = " ".join(found.notes())
-                return {files: None, **listing.replaced(state), **panel.show(ResultState([items[0].path]), note=note)}
+                return {files: None, **listing.replaced(state), **panel.show(ResultState(Study(items)), note=note)}
             return {files: None, **panel.cleared(bar_html()), **listing.replaced(state, tuple(items), found.notes())}
 
         def show_example(event: gr.EventData, state: ListState) -> Updates:
             path = self._examples[int(event.index)]
-            return {**listing.replaced(state), **panel.show(ResultState([path], bar=bar_html(title_of(path))))}
+            return {**listing.replaced(state), **panel.show(ResultState(Study([Item(path)]), bar_html(title_of(path))))}
 
         def start_over(state: ListState) -> Updates:
             return {files: None, **listing.replaced(state), **panel.cleared()}

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from chexpert_hf.scoring.prediction import Prediction
+
 EXPIRED = "The radiographs of this page have been deleted after a while without use; upload them again."
 EMPTY_FOLDER = "Expected radiographs, got an empty folder."
 BUSY = "A list is being scored; stop it before you give other files."
@@ -12,11 +14,9 @@ _NAMED = 3  # findings that the verdict names; the others are counted
 _WEAK = 0.25  # the evidence of a map with a lower peak is called weak
 
 
-def describe_calls(above: Sequence[str], none_of_these: str | None, is_none_above: bool) -> tuple[str, ...]:
-    """Return sentences on the findings `above` their thresholds, on No Finding, and on a contradiction of the two.
-
-    `none_of_these` is the name of No Finding or its equivalent, `is_none_above` whether it is above its threshold.
-    """
+def describe_calls(prediction: Prediction) -> tuple[str, ...]:
+    """Return sentences on the findings above their thresholds, on No Finding, and on a contradiction of the two."""
+    above, none_of_these = prediction.sorted_positives(), prediction.labels.none_of_these
     names = ", ".join(above[:_NAMED])
     if not above:
         first = "No finding is above its threshold."
@@ -26,6 +26,7 @@ def describe_calls(above: Sequence[str], none_of_these: str | None, is_none_abov
         first = f"Above {'its threshold' if len(above) == 1 else 'their thresholds'}: {', '.join(above)}."
     sentences = [first]
     if none_of_these is not None:
+        is_none_above = prediction.positives[none_of_these]
         sentences.append(f"{none_of_these}: {'above' if is_none_above else 'below'}.")
         if bool(above) == is_none_above:
             sentences.append("This contradicts the findings." if above else "The model is undecided.")

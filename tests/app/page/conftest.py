@@ -24,6 +24,7 @@ from chexpert_hf import (
 )
 from chexpert_hf.app.demo import appearance, build_demo
 from chexpert_hf.app.model_facts import Metrics, facts_of
+from chexpert_hf.app.page.reading import Item, Study, read
 from chexpert_hf.app.server.launch import serving
 from chexpert_hf.gate import Verdict
 from chexpert_hf.phantoms import render_phantom
@@ -158,6 +159,10 @@ def files(tmp_path: Path, phantom_png: bytes, other_png: bytes, blank_png: bytes
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     return {Path(name).stem: tmp_path / name for name in contents}
+
+
+def read_study(classifier: CheXpertClassifier, files: Sequence[Path], *, is_gated: bool = True) -> Study:
+    return Study([read(classifier, Item(file, name=file.name), is_gated=is_gated) for file in files])
 
 
 def zipped(members: dict[str, bytes]) -> bytes:

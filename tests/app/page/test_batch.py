@@ -16,7 +16,6 @@ from chexpert_hf import CheXpertClassifier
 from chexpert_hf.app.page import batch
 from chexpert_hf.app.page.batch import (
     THUMBNAIL_SIZE,
-    ListedFile,
     csv_of,
     find_items,
     parquet_of,
@@ -24,6 +23,7 @@ from chexpert_hf.app.page.batch import (
     write_overlays,
 )
 from chexpert_hf.app.page.html import render
+from chexpert_hf.app.page.reading import Item
 from chexpert_hf.errors import InputError
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.radiographs.finding import Found
@@ -33,7 +33,7 @@ from tests.dicom_files import dicom_without_pixels
 
 
 @pytest.fixture
-def items(files: dict[str, Path]) -> list[ListedFile]:
+def items(files: dict[str, Path]) -> list[Item]:
     return find_items(
         [
             ("two.zip", files["two"]),
@@ -45,7 +45,7 @@ def items(files: dict[str, Path]) -> list[ListedFile]:
     )
 
 
-def table_of(classifier: CheXpertClassifier, rows: list[ListedFile], notes: Sequence[str] = ()) -> str:
+def table_of(classifier: CheXpertClassifier, rows: list[Item], notes: Sequence[str] = ()) -> str:
     names = CHEXPERT.in_order(classifier.observations)
     return "".join(
         (
@@ -57,11 +57,11 @@ def table_of(classifier: CheXpertClassifier, rows: list[ListedFile], notes: Sequ
 
 
 @pytest.fixture
-def rows(classifier: CheXpertClassifier, items: list[ListedFile]) -> list[ListedFile]:
+def rows(classifier: CheXpertClassifier, items: list[Item]) -> list[Item]:
     return list(score_items(classifier, items, is_gated=True))
 
 
-def test_archives_are_opened_and_their_members_named(items: list[ListedFile]) -> None:
+def test_archives_are_opened_and_their_members_named(items: list[Item]) -> None:
     assert [item.name for item in items] == [
         "two.zip/a.png",
         "two.zip/b/<b>.png",
@@ -111,7 +111,7 @@ def test_too_many_radiographs_are_refused_before_any_is_scored(
 
 
 def test_rows_are_in_order_and_have_the_scores_of_predict(
-    classifier: CheXpertClassifier, rows: list[ListedFile], files: dict[str, Path]
+    classifier: CheXpertClassifier, rows: list[Item], files: dict[str, Path]
 ) -> None:
     for row, name in zip(rows, ("phantom", "other", "warned"), strict=False):
         assert row.prediction is not None
@@ -122,27 +122,27 @@ def test_rows_are_in_order_and_have_the_scores_of_predict(
     assert (rows[4].error, rows[4].is_no_radiograph, rows[4].prediction) == (REFUSAL, True, None)
 
 
-def test_refused_images_are_scored_if_asked_to(classifier: CheXpertClassifier, items: list[ListedFile]) -> None:
+def test_refused_images_are_scored_if_asked_to(classifier: CheXpertClassifier, items: list[Item]) -> None:
     assert list(score_items(classifier, items, is_gated=False))[4].prediction is not None
 
 
 def test_rows_that_nobody_waits_for_are_not_scored(
     classifier: CheXpertClassifier, files: dict[str, Path], forward_passes: list[int]
 ) -> None:
-    running = score_items(classifier, [ListedFile(files["phantom"], name="a")] * 60, is_gated=True)
+    running = score_items(classifier, [Item(files["phantom"], name="a")] * 60, is_gated=True)
     next(running)
     running.close()  # type: ignore[attr-defined]
     assert len(forward_passes) < 40
 
 
-def test_row_keeps_no_image_but_a_thumbnail(rows: list[ListedFile]) -> None:
+def test_row_keeps_no_image_but_a_thumbnail(rows: list[Item]) -> None:
     maps = rows[0].prediction.maps  # type: ignore[union-attr]
     assert maps.positive.numel() <= len(JUDGED) * 16 * 16
-    assert max(Image.open(io.BytesIO(rows[0].thumbnail)).size) == THUMBNAIL_SIZE
-    assert rows[3].thumbnail == b""  # unreadable
+    assert max(Image.open(io.BytesIO(rows[0].jpeg)).size) == THUMBNAIL_SIZE
+    assert rows[3].jpeg == b""  # unreadable
 
 
-def test_rows_are_filtered_by_call_and_by_kind(classifier: CheXpertClassifier, rows: list[ListedFile]) -> None:
+def test_rows_are_filtered_by_call_and_by_kind(classifier: CheXpertClassifier, rows: list[Item]) -> None:
     assert [row.kinds for row in rows] == [["scored"], ["scored"], ["scored", "warned"], ["unreadable"], ["refused"]]
     html = table_of(classifier, rows)
     assert re.findall('data-kinds="(.*?)"', html) == ["scored", "scored", "scored warned", "unreadable", "refused"]
@@ -156,7 +156,7 @@ def test_rows_are_filtered_by_call_and_by_kind(classifier: CheXpertClassifier, r
     assert set(rows[0].above) == {name for name in JUDGED if rows[0].prediction.positives[name]} - {"No Finding"}
 
 
-def test_parquet_is_the_csv_as_numbers(rows: list[ListedFile]) -> None:
+def test_parquet_is_the_csv_as_numbers(rows: list[Item]) -> None:
     table = pd.read_parquet(io.BytesIO(parquet_of(rows, JUDGED)))
     lines = pd.read_csv(io.BytesIO(csv_of(rows, JUDGED)))
     assert list(table.columns) == list(lines.columns)
@@ -166,7 +166,7 @@ def test_parquet_is_the_csv_as_numbers(rows: list[ListedFile]) -> None:
         assert table[column].fillna("").tolist() == lines[column].fillna("").tolist()
 
 
-def test_csv_has_every_row_and_no_formula(rows: list[ListedFile]) -> None:
+def test_csv_has_every_row_and_no_formula(rows: list[Item]) -> None:
     table = list(csv.DictReader(io.StringIO(csv_of(rows, JUDGED).decode())))
     assert [row["file"] for row in table] == [
         "two.zip/a.png",
@@ -183,7 +183,7 @@ def test_csv_has_every_row_and_no_formula(rows: list[ListedFile]) -> None:
     assert table[2]["warnings"] == WARNING
 
 
-def test_table_is_escaped_and_opens_what_can_be_opened(classifier: CheXpertClassifier, rows: list[ListedFile]) -> None:
+def test_table_is_escaped_and_opens_what_can_be_opened(classifier: CheXpertClassifier, rows: list[Item]) -> None:
     html = table_of(classifier, rows)
     assert "<b>" not in html.replace("<body>", "")
     assert "two.zip/b/&lt;b&gt;.png" in html
@@ -192,7 +192,7 @@ def test_table_is_escaped_and_opens_what_can_be_opened(classifier: CheXpertClass
     assert "it is &lt;blank&gt;" in html
 
 
-def test_cells_from_the_operating_point_on_are_marked(classifier: CheXpertClassifier, rows: list[ListedFile]) -> None:
+def test_cells_from_the_operating_point_on_are_marked(classifier: CheXpertClassifier, rows: list[Item]) -> None:
     row = rows[0]
     assert row.prediction is not None
     html = table_of(classifier, [row])
@@ -200,7 +200,7 @@ def test_cells_from_the_operating_point_on_are_marked(classifier: CheXpertClassi
 
 
 def test_overlays_are_those_of_predict_and_say_what_is_missing(
-    classifier: CheXpertClassifier, rows: list[ListedFile], files: dict[str, Path], tmp_path: Path
+    classifier: CheXpertClassifier, rows: list[Item], files: dict[str, Path], tmp_path: Path
 ) -> None:
     files["warned"].unlink()
     assert list(write_overlays(tmp_path / "o.zip", rows)) == [1, 2, 3, 4, 5]
@@ -223,9 +223,7 @@ def test_overlays_are_those_of_predict_and_say_what_is_missing(
     assert "not for diagnosis" in readme
 
 
-def test_archive_of_overlays_is_bounded(
-    rows: list[ListedFile], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_archive_of_overlays_is_bounded(rows: list[Item], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "MAX_OVERLAYS_BYTES", 1)
     list(write_overlays(tmp_path / "o.zip", rows))
     with zipfile.ZipFile(tmp_path / "o.zip") as archive:
@@ -236,7 +234,7 @@ def test_archive_of_overlays_is_bounded(
 def test_names_in_archives_of_overlays_stay_below_them(
     classifier: CheXpertClassifier, files: dict[str, Path], tmp_path: Path
 ) -> None:
-    item = ListedFile(files["phantom"], name="..\\..\\/../é ü/..evil.png")
+    item = Item(files["phantom"], name="..\\..\\/../é ü/..evil.png")
     list(write_overlays(tmp_path / "o.zip", list(score_items(classifier, [item], is_gated=True))))
     with zipfile.ZipFile(tmp_path / "o.zip") as archive:
         assert all(".." not in Path(name).parts and not name.startswith("/") for name in archive.namelist())

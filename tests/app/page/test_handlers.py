@@ -72,10 +72,10 @@ def test_handler_refuses_a_broken_file_in_one_line_and_drops_the_last_reading(
 
 
 def test_error_is_escaped(demo: gr.Blocks, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any, **__: Any) -> None:
+    def refuse(*_: Any) -> None:
         raise RadiographError("expected <b>pixels</b>")
 
-    monkeypatch.setattr("chexpert_hf.app.page.reading.read", refuse)
+    monkeypatch.setattr("chexpert_hf.app.page.reading.decode", refuse)
     answer = call(demo, "show_uploads", uploads(files["phantom"]), ListState())
     assert "expected &lt;b&gt;pixels&lt;/b&gt;" in answer["message"].value
 

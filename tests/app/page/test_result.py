@@ -9,7 +9,6 @@ from datetime import datetime, timezone
 from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,15 @@ from PIL import Image
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier, Prediction
 from chexpert_hf.app.model_facts import Metrics, ModelFacts, facts_of
 from chexpert_hf.app.page.html import delivery_html, message_html, render
-from chexpert_hf.app.page.reading import DISPLAY_SIZE, Reading, Study, read_study
+from chexpert_hf.app.page.reading import DISPLAY_SIZE, Item, Study
 from chexpert_hf.app.page.result import report_html, result_html
-from chexpert_hf.app.page.text import NO_GATE
+from chexpert_hf.app.page.text import NO_GATE, describe_calls
 from chexpert_hf.evaluation.intervals import newcombe_interval
+from chexpert_hf.gate import Verdict
 from chexpert_hf.labels import CHEXPERT
 from chexpert_hf.scoring.prediction import by_probability
 from chexpert_hf.scoring.saliency import SaliencyMaps
-from tests.app.page.conftest import EMPTY, JUDGED, NOT_JUDGED, REFUSAL, WARNING
+from tests.app.page.conftest import EMPTY, JUDGED, NOT_JUDGED, REFUSAL, WARNING, read_study
 
 
 def rows_of(html: str) -> list[dict[str, str]]:
@@ -48,7 +48,7 @@ def rows_of(html: str) -> list[dict[str, str]]:
 @pytest.fixture
 def study(classifier: CheXpertClassifier, files: dict[str, Path]) -> Study:
     names = ("phantom", "broken", "other", "warned", "blank")
-    return read_study(classifier, [files[name] for name in names], is_numbered=True)
+    return read_study(classifier, [files[name] for name in names])
 
 
 @pytest.fixture
@@ -74,21 +74,22 @@ def test_clinical_order_is_that_of_chexperts_files() -> None:
     assert CHEXPERT.in_order(reversed(OBSERVATIONS)) == list(OBSERVATIONS)
 
 
-def study_of(*views: dict[str, float], is_numbered: bool, point: float = 0.5) -> Study:
+def study_of(*views: dict[str, float], point: float = 0.5) -> Study:
     """A study of views of 8 x 8 pixels without evidence; Prediction, maps and image are the real ones."""
     stream = io.BytesIO()
     Image.new("L", (8, 8)).save(stream, "JPEG")
-    readings = {}
-    for number, scores in enumerate(views, start=1):
+    items = []
+    for scores in views:
         maps = SaliencyMaps(torch.zeros(len(scores), 2, 2), tuple(scores), (8, 8), (0, 0, 8, 8))
-        prediction = Prediction(scores, {name: score >= point for name, score in scores.items()}, maps)
-        readings[number] = Reading(Path("a.png"), stream.getvalue(), prediction)
-    return Study(readings, is_numbered=is_numbered)
+        positives = {name: score >= point for name, score in scores.items()}
+        prediction = Prediction(scores, positives, maps, labels=CHEXPERT.among(scores))
+        items.append(Item(Path("a.png"), prediction, jpeg=stream.getvalue()))
+    return Study(items)
 
 
 def test_row_shows_probability_operating_point_and_call(facts: ModelFacts) -> None:
     first, second = {"Fracture": 0.0306, "Edema": 0.4}, {"Fracture": 0.02, "Edema": 0.7312}
-    study = study_of(first, second, is_numbered=True)
+    study = study_of(first, second)
     edema, fracture = rows_of(result_html(study, facts, {"Fracture": 0.6, "Edema": 0.25}))
     assert edema == {
         "rank": "0",
@@ -116,7 +117,7 @@ def test_row_shows_probability_operating_point_and_call(facts: ModelFacts) -> No
 
 def test_names_are_escaped_in_scores(facts: ModelFacts) -> None:
     name = '<img src=x onerror="alert(1)"> & "co"'
-    html = result_html(study_of({name: 0.5}, is_numbered=False), facts, {name: 0.5})
+    html = result_html(study_of({name: 0.5}), facts, {name: 0.5})
     assert "<img src=x" not in html
     assert "&lt;img src=x onerror=&#34;alert(1)&#34;&gt; &amp; &#34;co&#34;" in html
 
@@ -147,7 +148,7 @@ def payload(html: str) -> dict[str, Any]:
 def test_viewer_opens_on_the_observation_that_is_asked_for(
     classifier: CheXpertClassifier, facts: ModelFacts, single: Study
 ) -> None:
-    for chosen, expected in (("Cardiomegaly", "Cardiomegaly"), (None, single.display_order()[0])):
+    for chosen, expected in (("Cardiomegaly", "Cardiomegaly"), (None, single.prediction.display_order()[0])):
         html = result_html(single, facts, classifier.operating_points, chosen=chosen)
         assert JUDGED[payload(html)["chosen"]] == expected
         assert [row["name"] for row in rows_of(html) if row["pressed"] == "true"] == [expected]
@@ -158,15 +159,14 @@ def test_viewer_gets_the_maps_of_every_view_in_256_levels(
 ) -> None:
     content = payload(result_html(study, facts, classifier.operating_points))
     assert [view["label"] for view in content["views"]] == ["View 1", "View 3", "View 4"]
-    for view, reading in zip(content["views"], study.views.values(), strict=True):
+    for view, item in zip(content["views"], [item for item in study.items if item.prediction], strict=True):
         levels = np.frombuffer(base64.b64decode(view["maps"]), np.uint8).reshape(len(JUDGED), *view["grid"])
-        np.testing.assert_allclose(levels / 255, reading.prediction.maps.positive, atol=0.5 / 255 + 1e-6)
+        np.testing.assert_allclose(levels / 255, item.prediction.maps.positive, atol=0.5 / 255 + 1e-6)
         assert not levels[JUDGED.index(EMPTY)].any()
-        assert tuple(view["size"]) == reading.image(DISPLAY_SIZE).size
-        assert base64.b64decode(view["image"].split(",")[1]) == reading.jpeg
-    view_of = study.view_of()
+        assert tuple(view["size"]) == item.image(DISPLAY_SIZE).size
+        assert base64.b64decode(view["image"].split(",")[1]) == item.jpeg
     numbers = list(study.views)
-    assert [numbers[place] for place in content["viewOf"]] == [view_of[name] for name in JUDGED]
+    assert [numbers[place] for place in content["viewOf"]] == [study.view_of[name] for name in JUDGED]
 
 
 def test_result_says_disclaimer_figures_what_is_not_judged_and_what_is_missing(
@@ -178,8 +178,8 @@ def test_result_says_disclaimer_figures_what_is_not_judged_and_what_is_missing(
     html = result_html(study, replace(facts, metrics=metrics), classifier.operating_points)
     assert "Trained on &lt;x&gt;. Mean AUROC 0.900 over Edema," in html
     assert f"Not scored by this model: {', '.join(NOT_JUDGED)}" in html
-    assert "View 2 has no scores: The PNG image is damaged" in html
-    assert "View 5 has no scores: This does not look like a chest radiograph: it is &lt;blank&gt;." in html
+    assert "View 2 (broken.png) has no scores: The PNG image is damaged" in html
+    assert "View 5 (blank.png) has no scores: This does not look like a chest radiograph: it is &lt;blank&gt;." in html
     assert "Score them anyway" in html
     assert f"View 4: {WARNING}" in html
     assert NO_GATE not in html
@@ -236,8 +236,8 @@ def test_each_row_says_how_well_its_observation_is_told(
 def test_verdict_says_what_is_above_and_where_the_calls_contradict_each_other(
     facts: ModelFacts, scores: dict[str, float], sentences: tuple[str, ...]
 ) -> None:
-    study = study_of(scores, is_numbered=False)
-    assert study.verdict == sentences
+    study = study_of(scores)
+    assert describe_calls(study.prediction) == sentences
     html = result_html(study, facts, dict.fromkeys(scores, 0.5))
     text = f'<p class="verdict" role="status"><strong>{sentences[0]}</strong> {" ".join(sentences[1:])}</p>'
     assert text in html
@@ -245,9 +245,9 @@ def test_verdict_says_what_is_above_and_where_the_calls_contradict_each_other(
 
 
 def test_no_finding_stands_apart_and_is_the_least_of_the_views(facts: ModelFacts) -> None:
-    study = study_of({"No Finding": 0.9, "Edema": 0.1}, {"No Finding": 0.2, "Edema": 0.7}, is_numbered=True)
-    assert study.probabilities == {"No Finding": 0.2, "Edema": 0.7}
-    assert study.positives == {"No Finding": False, "Edema": True}
+    study = study_of({"No Finding": 0.9, "Edema": 0.1}, {"No Finding": 0.2, "Edema": 0.7})
+    assert study.prediction.probabilities == {"No Finding": 0.2, "Edema": 0.7}
+    assert study.prediction.positives == {"No Finding": False, "Edema": True}
     html = result_html(study, facts, {"No Finding": 0.5, "Edema": 0.5})
     first, apart = html.split('<ul class="scores of-none">')
     assert ("Edema</span>" in first, "No Finding</span>" in first) == (True, False)
@@ -263,9 +263,8 @@ def test_warnings_stand_above_the_scores(classifier: CheXpertClassifier, facts: 
 
 
 def test_model_without_a_gate_says_so_quietly(classifier: CheXpertClassifier, facts: ModelFacts, single: Study) -> None:
-    (reading,) = single.views.values()
-    object.__setattr__(reading.prediction, "gate", None)
-    html = result_html(single, facts, classifier.operating_points)
+    (item,) = single.items
+    html = result_html(Study([replace(item, gate=None)]), facts, classifier.operating_points)
     assert f'<p class="no-gate">{NO_GATE}</p>' in html
     assert 'class="notes"' not in html
 
@@ -316,15 +315,15 @@ def test_report_says_all_that_it_must(classifier: CheXpertClassifier, facts: Mod
     html = report_html(single, facts, classifier.operating_points, chosen=EMPTY)
     for name in JUDGED:
         row = html.split(f'<th scope="row">{name}</th>')[1].split("</tr>")[0]
-        call = "above" if single.positives[name] else "below"
-        assert f"<td>{single.probabilities[name]:.3f}</td>" in row
+        call = "above" if single.prediction.positives[name] else "below"
+        assert f"<td>{single.prediction.probabilities[name]:.3f}</td>" in row
         assert f"<td>{call} {classifier.operating_points[name]:.3f}</td>" in row
     assert DISCLAIMER in html
     assert re.search(datetime.now(timezone.utc).strftime(r"radiograph, %Y-%m-%d \d\d:\d\d UTC"), html)
     assert f"Map of {EMPTY}" not in html  # it would repeat the radiograph
     assert html.count("<figure>") == 5  # the radiograph, and four maps
     assert 'Colours of the maps: 0 <img src="data:image/png;base64,' in html
-    assert escape(single.verdict[0]) in html
+    assert escape(describe_calls(single.prediction)[0]) in html
     assert "chexpert-hf 0." in html
     assert f"weights {facts.short_checksums}" in html
 
@@ -357,7 +356,7 @@ def test_report_of_a_study_says_where_each_maximum_is(
     classifier: CheXpertClassifier, facts: ModelFacts, study: Study
 ) -> None:
     html = report_html(study, facts, classifier.operating_points)
-    for name, view in study.view_of().items():
+    for name, view in study.view_of.items():
         assert f"<td>View {view}</td>" in html.split(f'<th scope="row">{name}</th>')[1].split("</tr>")[0]
     assert "View 2 has no scores" in html
     assert "<figcaption>View 4</figcaption>" in html
@@ -365,17 +364,15 @@ def test_report_of_a_study_says_where_each_maximum_is(
 
 def test_report_names_neither_file_nor_folder(classifier: CheXpertClassifier, facts: ModelFacts, single: Study) -> None:
     html = report_html(single, facts, classifier.operating_points)
-    (reading,) = single.views.values()
     assert "phantom.png" not in html
-    assert str(Path(str(reading.file)).parent) not in html
+    assert str(Path(str(single.items[0].path)).parent) not in html
 
 
 def test_names_are_escaped_in_the_report(single: Study) -> None:
     facts = ModelFacts("<b>model</b>", ("w",), 1, (8, 8), None)
     points = dict.fromkeys(JUDGED, 0.5)
-    (reading,) = single.views.values()
-    object.__setattr__(reading.prediction, "gate", SimpleNamespace(messages=(REFUSAL,)))
-    html = report_html(single, facts, points)
+    (item,) = single.items
+    html = report_html(Study([replace(item, gate=Verdict(False, REFUSAL, (), 2.0))]), facts, points)
     assert "<b>" not in html
     assert "it is &lt;blank&gt;" in html
 
