@@ -1113,6 +1113,18 @@ def test_arrows_of_sorted_columns_point_up_for_ascending_and_down_for_descending
             assert is_up is (order == "ascending"), (name, order)
 
 
+def test_column_of_names_and_its_head_cover_the_columns_that_are_scrolled_under_them(
+    page: Any, phantom_png: bytes, other_png: bytes
+) -> None:
+    upload(page, ("a.png", phantom_png), ("b.png", other_png))
+    wait_for_list(page)
+    page.locator("#list .table-scroll").evaluate("list => list.scrollBy(150, 0)")
+    for cell in (page.locator("#list .file-head"), page.locator("#list .file-name").first):
+        box = cell.bounding_box()
+        point = [box["x"] + box["width"] - 20, box["y"] + box["height"] / 2]
+        assert cell.evaluate("(cell, point) => cell.contains(document.elementFromPoint(...point))", point)
+
+
 def test_no_finding_above_is_no_alarm_in_the_list_and_every_row_has_its_line(
     page: Any, classifier: CheXpertClassifier, phantom_png: bytes
 ) -> None:
