@@ -135,7 +135,6 @@ def _add_overlays(archive: zipfile.ZipFile, number: str, item: Item, prediction:
         return str(error)
     maps = prediction.maps.at_size(image.size)
     folder = f"{number}_{_UNSAFE.sub('_', Path(item.name).stem)[-_MAX_STEM:]}"
-    names = prediction.display_order()
-    for name in (names[0], *(name for name in names[1:] if prediction.positives[name])):
+    for name in prediction.sorted_positives() or prediction.display_order()[:1]:
         archive.writestr(f"{folder}/{_UNSAFE.sub('_', name)}.jpg", encode(overlay_of(image, maps, name)))
     return None

@@ -125,10 +125,8 @@ class Study:
         reasons = []
         for number, item in enumerate(self.items, start=1):
             if item.error is not None:
-                start = (
-                    f"View {number}{f' ({item.name})' if is_named else ''} has no scores: " if self.is_numbered else ""
-                )
-                reasons.append(start + " ".join((item.error, *item.warnings)))
+                view = f"View {number}{f' ({item.name})' if is_named else ''} has no scores: "
+                reasons.append((view if self.is_numbered else "") + " ".join((item.error, *item.warnings)))
         return reasons
 
 

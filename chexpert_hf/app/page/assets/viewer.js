@@ -50,7 +50,7 @@ const slider = (name, label, value) =>
   `<span class="slider" data-slider="${name}"><input type="range" min="0" max="100" step="5" value="${value}" aria-label="${label}"
     title="${label}"><output></output></span>`;
 const pane = (map) =>
-  `<div class="stage" tabindex="0" role="group"><div class="layers"><img class="film" alt="">${map}</div>
+  `<div class="stage" tabindex="0" role="group"><div class="layers"><img class="film" alt="" decoding="sync" draggable="false">${map}</div>
     <span class="stage-name"></span></div>`;
 const MAP = `<div class="overlay"><canvas class="heat" role="img"></canvas>
   <svg class="outline" aria-hidden="true"><path class="halo"/><path/></svg></div>`;
@@ -124,9 +124,7 @@ export class Viewer {
   refine(image) {
     this.pixels = image.naturalWidth / this.size[0];
     this.wantsDetail = this.pixels < 1;
-    for (const old of this.all(".film")) {
-      old.replaceWith(Object.assign(image.cloneNode(), { className: "film", alt: "", decoding: "sync", draggable: false }));
-    }
+    for (const film of this.all(".film")) film.src = image.src;
     this.drawFilm();
   }
 
