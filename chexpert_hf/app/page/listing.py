@@ -148,23 +148,19 @@ class Listing:
             return panel.show(ResultState(Study([row]), title), is_gated=row.prediction is None, chosen=chosen)
 
         def show_study(state: ListState) -> Updates:
-            done = state.rows
-            if not 0 < len(done) <= MAX_VIEWS:
+            if not 0 < len(state.rows) <= MAX_VIEWS:
                 return self._show_status(message_html(EXPIRED))
-            title = bar_html(f"A study of {len(done)} views", has_back=True)
-            return panel.show(ResultState(Study(done), title))
+            title = bar_html(f"A study of {len(state.rows)} views", has_back=True)
+            return panel.show(ResultState(Study(state.rows), title))
 
         def close_row() -> Updates:
             return panel.cleared(bar_html())
 
         def score_refused(state: ListState) -> Updates:
-            done = state.rows
-            if not done:
+            if not state.rows:
                 return self._show_status(message_html(EXPIRED))
-            numbers = [number for number, row in enumerate(done) if row.is_refused]
-            scored = score_items(classifier, [done[number] for number in numbers], is_gated=False)
-            anyway = dict(zip(numbers, scored, strict=True))
-            state.replace(tuple(anyway.get(number, row) for number, row in enumerate(done)))
+            anyway = score_items(classifier, [row for row in state.rows if row.is_refused], is_gated=False)
+            state.replace(tuple(next(anyway) if row.is_refused else row for row in state.rows))
             return {**self._finished(state), self._table: self._empty_table(state)}
 
         def stop(state: ListState) -> None:

@@ -36,12 +36,6 @@ class Item(FileResult):
     name: str = ""  # of the upload, such as "archive.zip/a.png"; the file's path may have been deleted
     jpeg: bytes = b""  # the radiograph as it is shown, encoded from its gray levels: nothing else of the file is in it
 
-    def image(self, size: int) -> Image.Image:
-        """Return the radiograph as it is shown, but of at most `size` pixels a side."""
-        image = Image.open(io.BytesIO(self.jpeg), formats=("JPEG",))
-        image.thumbnail((size, size))
-        return image
-
     @property
     def above(self) -> list[str]:
         """The positive observations by falling probability, without No Finding or its equivalent."""

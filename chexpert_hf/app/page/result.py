@@ -95,13 +95,14 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
 def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Image.Image]]:
     """Yield captions and images: the views, then the maps of the chosen and the first other observations."""
     for number in list(study.views)[:_MOST]:
-        yield study.label(number), study.items[number - 1].image(_REPORT_SIDE)
+        yield study.label(number), shown_image(study.items[number - 1].jpeg, _REPORT_SIDE)
     names = dict.fromkeys([*filter(None, [chosen]), *study.prediction.display_order()])
     maps = {name: study.views[number].maps for name, number in study.view_of.items()}
     shown = [name for name in names if not maps[name].is_empty(name)]  # an empty map shows nothing
     for name in shown[:_MOST]:
         number = study.view_of[name]
-        image, place = study.items[number - 1].image(_REPORT_SIDE), f", View {number}" if study.is_numbered else ""
+        image = shown_image(study.items[number - 1].jpeg, _REPORT_SIDE)
+        place = f", View {number}" if study.is_numbered else ""
         yield f"Map of {name}{place}", overlay(image, maps[name].at_size(image.size)[name])
 
 

@@ -53,7 +53,7 @@ def test_large_radiograph_is_shown_smaller_and_in_full_resolution_on_request(
     (tmp_path / "upload").write_bytes(_radiographs()["large JPEG, which is scaled while it is decoded"])
     item = read(classifier, Item(tmp_path / "upload"))
     assert item.prediction is not None
-    assert item.image(DISPLAY_SIZE).size == (round(1700 / 2100 * DISPLAY_SIZE), DISPLAY_SIZE)
+    assert Image.open(io.BytesIO(item.jpeg)).size == (round(1700 / 2100 * DISPLAY_SIZE), DISPLAY_SIZE)
     assert item.prediction.maps[EMPTY].shape == (2100, 1700)
     detail = Image.open(io.BytesIO(base64.b64decode(detail_of(item).split(",")[1])))
     assert detail.size == (1700, 2100)
@@ -67,7 +67,7 @@ def test_large_radiograph_is_shown_smaller_and_in_full_resolution_on_request(
 
 
 def test_small_radiograph_is_shown_in_its_size(classifier: CheXpertClassifier, files: dict[str, Path]) -> None:
-    shown = np.asarray(read(classifier, Item(files["phantom"])).image(DISPLAY_SIZE), dtype=float)
+    shown = np.asarray(Image.open(io.BytesIO(read(classifier, Item(files["phantom"])).jpeg)), dtype=float)
     original = np.asarray(read_radiograph(files["phantom"]), dtype=float)
     assert shown.shape == original.shape
     assert np.abs(shown - original).mean() < 2  # JPEG of quality 90

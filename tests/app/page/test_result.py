@@ -19,7 +19,7 @@ from PIL import Image
 from chexpert_hf import DISCLAIMER, OBSERVATIONS, CheXpertClassifier, Prediction
 from chexpert_hf.app.model_facts import Metrics, ModelFacts, facts_of
 from chexpert_hf.app.page.html import delivery_html, message_html, render
-from chexpert_hf.app.page.reading import DISPLAY_SIZE, Item, Study
+from chexpert_hf.app.page.reading import Item, Study
 from chexpert_hf.app.page.result import report_html, result_html
 from chexpert_hf.app.page.text import NO_GATE, describe_calls
 from chexpert_hf.evaluation.intervals import newcombe_interval
@@ -163,7 +163,7 @@ def test_viewer_gets_the_maps_of_every_view_in_256_levels(
         levels = np.frombuffer(base64.b64decode(view["maps"]), np.uint8).reshape(len(JUDGED), *view["grid"])
         np.testing.assert_allclose(levels / 255, item.prediction.maps.positive, atol=0.5 / 255 + 1e-6)
         assert not levels[JUDGED.index(EMPTY)].any()
-        assert tuple(view["size"]) == item.image(DISPLAY_SIZE).size
+        assert tuple(view["size"]) == Image.open(io.BytesIO(item.jpeg)).size
         assert base64.b64decode(view["image"].split(",")[1]) == item.jpeg
     numbers = list(study.views)
     assert [numbers[place] for place in content["viewOf"]] == [study.view_of[name] for name in JUDGED]
