@@ -30,7 +30,9 @@ _ERRORS_ONLY = 3
 MAX_PARALLEL = 8
 """Largest number of simultaneous calls of OpenVINO; each needs memory for its own tensors."""
 
-_OPENVINO_BATCH = 2  # at once: the maps of more images leave the processor's cache before the next layer reads them
+# Images in one call of OpenVINO: the feature maps of more leave the processor's cache before the next layer reads them.
+_OPENVINO_BATCH = 2
+_OPENVINO_INT8_BATCH = 8
 
 # Instructions that multiply bf16, not those that emulate it, by the names of `torch.cpu.get_capabilities`.
 _BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
@@ -197,6 +199,7 @@ class OpenVINORuntime(Runtime):
         # Always set, since by default OpenVINO uses bf16 wherever the processor has it. Graphs with fp16 and int8
         # weights compute the rest in float32, so that the differences measured at export hold on every processor.
         self._hint = "bf16" if precision is Precision.BF16 else "f32"
+        self._batch = _OPENVINO_INT8_BATCH if precision is Precision.INT8 else _OPENVINO_BATCH
         self._shape = tuple(side.get_length() for side in list(self._graph.input(INPUT).partial_shape)[1:])
         self._request = self._compiled("LATENCY").create_infer_request()
         # A request holds the tensors of one call.
@@ -214,7 +217,7 @@ class OpenVINORuntime(Runtime):
         return self._core.compile_model(self._graph, "CPU", options)
 
     def __call__(self, pixel_values: Tensor, *, saliency: bool = False) -> tuple[Tensor, Tensor | None]:
-        parts = _checked(pixel_values, self._shape).split(_OPENVINO_BATCH)
+        parts = _checked(pixel_values, self._shape).split(self._batch)
         with self._lock:  # the outputs are copies
             outputs = [self._request.infer({INPUT: part.numpy()}, share_inputs=True) for part in parts]
         logits, maps = (torch.cat([torch.from_numpy(output[name]) for output in outputs]) for name in OUTPUTS)
