@@ -60,12 +60,12 @@ class ObservationMetrics(BaseModel):
     """The metrics of one observation: AUROC with its 95 % interval, numbers of studies, right and wrong calls."""
 
     observation: str
-    num_positive: int
-    num_negative: int
-    auroc: float | None
-    auroc_low: float | None = None
-    auroc_high: float | None = None
-    calls: Calls | None = Field(None, validation_alias="operating_point")
+    num_positive: int  # studies with the observation
+    num_negative: int  # studies without it
+    auroc: float | None  # None if not measured, such as without any positive study
+    auroc_low: float | None = None  # lower end of the AUROC's interval
+    auroc_high: float | None = None  # upper end
+    calls: Calls | None = Field(None, validation_alias="operating_point")  # None if unknown at the operating point
 
     @property
     def estimate(self) -> Estimate | None:
@@ -81,12 +81,16 @@ class ObservationMetrics(BaseModel):
 
 
 class Metrics(BaseModel):
-    """The metrics of a model on one split, read from its folder's `evaluation.json`, which training writes."""
+    """The metrics of a model on one split, read from its folder's `evaluation.json`, which training writes.
+
+    `data` is the name of the training data. `split_facts` are numbers of images and patients, and the like, of the
+    validation split.
+    """
 
     data: str = Field(validation_alias=AliasPath("data", "name"))
     num_training_images: int | None = Field(None, validation_alias=AliasPath("data", "train", "images"))
     split: str
-    split_facts: dict[str, Any] = Field({}, validation_alias=AliasPath("data", "valid"))  # from `describe_data`
+    split_facts: dict[str, Any] = Field({}, validation_alias=AliasPath("data", "valid"))  # see `describe_data`
     num_studies: int
     mean_auroc: float | None
     mean_over: tuple[str, ...]  # the observations in the mean AUROC
@@ -118,7 +122,7 @@ class ModelFacts:
     warnings: tuple[str, ...] = ()  # of the model, such as that it is not a clinical one
     network: str = "DenseNet121"  # the backbones' names
     card: str = ""  # Markdown, without its metadata
-    definitions: Mapping[str, str] = field(default_factory=lambda: CHEXPERT.definitions)  # of its observations
+    definitions: Mapping[str, str] = field(default_factory=lambda: CHEXPERT.definitions)  # observation -> meaning
 
     @property
     def short_checksums(self) -> str:
@@ -126,7 +130,10 @@ class ModelFacts:
         return ", ".join(f"SHA-256 {each[:_SHOWN_DIGITS]}" if each else "not from a file" for each in self.sha256)
 
     def evidence(self, observation: str) -> str:
-        """Return in words how well an observation is detected: AUROC, interval, studies, reference standard."""
+        """Return in words how well an observation is detected: AUROC, interval, studies, reference standard.
+
+        Return "Not evaluated." if the observation has no metrics.
+        """
         metrics = self.metrics
         figure = metrics.of(observation) if metrics else None
         if metrics is None or figure is None or (estimate := figure.estimate) is None:
@@ -140,7 +147,11 @@ class ModelFacts:
         )
 
     def right_calls(self, above: Sequence[str]) -> tuple[str, ...]:
-        """Return a sentence with the positive predictive value of the findings `above` when tested; () if unknown."""
+        """Return (sentence,) on how many positive calls of the findings `above` were right when the model was tested.
+
+        The sentence has the lowest and the highest positive predictive value of these findings. Findings with fewer
+        than `FEW_STUDIES` positive calls in the test are ignored; the result is () if none remains.
+        """
         figures = [self.metrics.of(name) for name in above] if self.metrics else []
         shares = {
             each.observation: 100 * each.calls.true_positives / each.calls.positives
@@ -158,7 +169,7 @@ class ModelFacts:
 
     @property
     def metrics_line(self) -> str:
-        """A line about the training data and the mean AUROC."""
+        """A line about the training data and the mean AUROC; `NO_METRICS` if the model has no metrics."""
         metrics = self.metrics
         if metrics is None:
             return NO_METRICS
@@ -194,7 +205,7 @@ def describe_map_evaluation(evaluation: Mapping[str, Any] | None) -> str:
 
 
 def facts_of(classifier: CheXpertClassifier) -> ModelFacts:
-    """Read the facts from the folder of a loaded model; that of a repository is in the Hub's cache."""
+    """Read the facts about a loaded model from its folder; a model from the Hub has its folder in the Hub's cache."""
     models = [member.model for member in classifier.members]
     paths = [str(model.name_or_path or "") for model in models]
     (model, *others), size = models, classifier.processor.size

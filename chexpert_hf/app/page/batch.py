@@ -38,7 +38,7 @@ _MAX_STEM = 60
 def find_items(uploads: Sequence[tuple[str, Path]], found: Found) -> list[Item]:
     """Return the radiographs in `uploads` (names and paths) and in archives among them.
 
-    Skipped files are counted in `found`.
+    The counts in `found` are increased, such as the number of skipped files.
 
     Raises:
         InputError: If there are more than `MAX_FILES` radiographs, or none.

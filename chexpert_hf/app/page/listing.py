@@ -33,8 +33,8 @@ Rows = tuple[Item, ...]
 class ListState:
     """The list that a visitor sees, one object per session; the page's buttons and the scoring change it in place.
 
-    The scoring ends by itself once `id` has changed or `is_stopped` is set. It is not cancelled through Gradio, since
-    updates that are on their way could then overwrite the next list.
+    The scoring ends by itself once `id` has changed or `is_stopped` is set. It is not cancelled through Gradio: updates
+    of a cancelled scoring could still reach the browser, and overwrite the next list.
     """
 
     id: str = ""
@@ -73,7 +73,8 @@ class Listing:
     def replaced(self, state: ListState, items: Rows = (), notes: Sequence[str] = ()) -> Updates:
         """Replace the list in `state` by `items`, and return updates that show a table without rows.
 
-        The scoring of the previous list stops; the browser asks to score the items. Without items, the list is hidden.
+        The scoring of the previous list stops. When the browser gets the updates, it asks the server to score the
+        items. `notes` are sentences to show with the table. Without items, the list is hidden.
         """
         state.replace(items)
         return {
@@ -126,7 +127,7 @@ class Listing:
         return self._show_status(render("progress.html", done=done, total=total, left=left, what=what))
 
     def connect(self, bar: gr.HTML, panel: Panel) -> None:
-        """Attach the list's event handlers: a row opens in `panel`, and the button "List" in `bar` closes it."""
+        """Attach the list's event handlers: a row opens in `panel`; the button "List" in `bar` closes the open row."""
         table, status, classifier = self._table, self._status, self._classifier
 
         def send_rows(event: gr.EventData, state: ListState) -> Updates:
@@ -211,7 +212,10 @@ class Listing:
 
 
 def _paced(parts: Iterable[Any], done: list[Any]) -> Iterator[float]:
-    """Append each part to `done`; yield the seconds elapsed, for the first part and then each `_PROGRESS_SECONDS`."""
+    """Append each part to `done`. Yield the seconds since the start, but not after every part.
+
+    There is a value after the first part, and then at most one in `_PROGRESS_SECONDS`.
+    """
     start, shown_at = time.monotonic(), 0.0
     for part in parts:
         done.append(part)

@@ -50,7 +50,10 @@ class ResultState:
 
 
 class Panel:
-    """The Gradio components that show a result, with their event handlers; the caller lays out `bar` and `message`."""
+    """The Gradio components that show a result, with their event handlers.
+
+    `bar` and `message` are components above the result. The caller puts them on the page; this class changes them.
+    """
 
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
         self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message
@@ -68,7 +71,7 @@ class Panel:
         self._connect()
 
     def show(self, state: ResultState, *, is_gated: bool = True, chosen: str | None = None, note: str = "") -> Updates:
-        """Score files as views of one study; return updates that show the result, or why there is none.
+        """Read and score the views of `state.study`; return updates that show the result, or why there is none.
 
         With `is_gated`, the gate may refuse images. The viewer opens on the `chosen` observation; `note` is shown above
         the result.
@@ -87,9 +90,10 @@ class Panel:
         }
 
     def cleared(self, bar: str = "", message: str = "", state: ResultState | None = None) -> Updates:
-        """Return updates that remove the result and show `message`, so that no earlier scores stay beside it.
+        """Return updates that remove the result, so that no earlier scores stay beside the new message.
 
-        `message` and `bar` are HTML; `state` becomes the session's state.
+        `bar` and `message` are the HTML to show in its place. `state` becomes the session's state; None forgets the
+        uploads.
         """
         return {
             self._state: state,

@@ -48,7 +48,10 @@ class Item(FileResult):
 
     @property
     def kinds(self) -> list[str]:
-        """The page's filters that show the row, among "scored", "warned", "refused" (by the gate) and "unreadable"."""
+        """The filters of the page under which this row is shown.
+
+        They are one or more of "scored", "warned", "refused" (by the gate) and "unreadable".
+        """
         refused = ["refused"] if self.is_no_radiograph else []
         if self.prediction is None:
             return refused or ["unreadable"]
@@ -56,7 +59,10 @@ class Item(FileResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Notes on the file, and messages of the gate, as sentences; the `error` of a refused file is not repeated."""
+        """Notes on the file, and messages of the gate, as sentences.
+
+        If the gate refused to score the file, the gate's reason is left out, since `error` has it.
+        """
         if self.prediction is None:
             return self.gate.warnings if self.gate else ()
         return (*self.prediction.notes, *(self.gate.messages if self.gate else ()))
@@ -142,7 +148,10 @@ def read(classifier: CheXpertClassifier, item: Item, *, size: int = DISPLAY_SIZE
 
 
 def decode(classifier: CheXpertClassifier, data: bytes) -> bytes | Radiograph:
-    """Return a JPEG file's bytes as they are, since `predict` decodes them at reduced size; read other formats."""
+    """Return the bytes of a JPEG file as they are, since `predict` decodes them at reduced size; read other formats.
+
+    Raises RadiographError if a file of another format cannot be read.
+    """
     return data if data.startswith(_JPEG_MAGIC) else classifier.read(data)
 
 

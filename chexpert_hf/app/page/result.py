@@ -79,7 +79,8 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
     """Return a self-contained report of a study as HTML: one printed page with images, maps, scores and disclaimer.
 
     It is HTML, not PDF, to be searchable and readable aloud. It has no script, requests nothing, and holds no file
-    name. It shows at most `_MOST` maps: of the `chosen` observation first, then in the order of `display_order`.
+    name. It shows at most `_MOST` views and at most `_MOST` maps. The map of the `chosen` observation comes first, the
+    others in the order of `Prediction.display_order`. `points` are the operating points.
     """
     return render(
         "report.html",
@@ -93,7 +94,10 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
 
 
 def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Image.Image]]:
-    """Yield captions and images: the views, then the maps of the chosen and the first other observations."""
+    """Yield (caption, image) for the views and then the maps of a report, at most `_MOST` of each.
+
+    The map of the chosen observation comes first. Empty maps are skipped.
+    """
     for number in list(study.views)[:_MOST]:
         yield study.label(number), shown_image(study.items[number - 1].jpeg, _REPORT_SIDE)
     names = dict.fromkeys([*filter(None, [chosen]), *study.prediction.display_order()])

@@ -29,9 +29,9 @@ _THUMBNAIL_SIZE = 240  # longest side in pixels: twice that on the page, for hig
 
 
 def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[Path, ...]:
-    """Return the radiographs in a folder of examples, then the drawings whose observation the model calls positive.
+    """Return the files in a folder of examples: first the real radiographs, then the drawings (synthetic ones).
 
-    Without a classifier there are no drawings.
+    Only drawings that pass `finds` for their observation are returned; without a classifier there are none.
     """
     radiographs = sorted(folder.glob("*.jpg"))
     if classifier is None:
@@ -42,7 +42,10 @@ def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[
 
 
 def drawing_of(observation: str, folder: Path) -> Path:
-    """Return the path of an observation's drawing in a folder of examples, `drawings/<observation>.jpg`."""
+    """Return the path `drawings/<observation>.jpg` in a folder of examples: a synthetic radiograph of the observation.
+
+    Whether the file exists is not checked.
+    """
     return folder / DRAWINGS / f"{observation}.jpg"
 
 

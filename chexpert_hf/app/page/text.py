@@ -48,7 +48,11 @@ def describe_map(observation: str, peak: float, grid: Sequence[int]) -> str:
 
 
 def describe_strength(peak: float, is_above: bool) -> str:
-    """Return a note on a map: whether its observation is below the operating point, and how weak the evidence is."""
+    """Return a note on a map, such as "below its operating point, 40 % of the strongest map".
+
+    `peak` is as in `describe_map`; `is_above` says whether the observation is called positive. The note is empty for
+    a positive observation with a peak of 1.
+    """
     notes = [] if is_above else ["below its operating point"]
     if peak <= 0:
         notes.append("no evidence")

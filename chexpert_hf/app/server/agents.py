@@ -1,6 +1,7 @@
 """The endpoints as tools of the Model Context Protocol (MCP), for AI agents.
 
-Files come as data: URLs: this server fetches no addresses and opens no paths, and nothing of them is kept on disk.
+Agents send files as `data:` URLs. This server fetches no address and opens no path that an agent names, and keeps no
+file on disk.
 """
 
 import base64

@@ -46,6 +46,7 @@ class Common(TypedDict):
     """The fields that the results of all APIs share, for one radiograph.
 
     `error` is null if the radiograph was scored. `gate` is null if it was not scored, or if the model has no gate.
+    `notes` say which parts of the file were replaced or ignored in reading it.
     """
 
     error: str | None
@@ -114,7 +115,9 @@ async def score_all(
 async def draw(
     classifier: CheXpertClassifier, data: bytes, observation: object, opacity: object, raw: bool = False
 ) -> bytes:
-    """Return a PNG of an observation's map over a radiograph, or with `raw` of the map alone; `opacity` may be None.
+    """Return a PNG of an observation's map over a radiograph; with `raw`, a PNG of the map alone.
+
+    `data` are the bytes of the radiograph's file. If `opacity` is None, `OPACITY` is used.
 
     Raises:
         InputError: If the model has no such observation, the opacity is not in [0, 1], or the file cannot be read.
@@ -135,7 +138,13 @@ async def draw(
 
 
 async def maps_of(classifier: CheXpertClassifier, data: bytes, observation: object) -> SaliencyMaps:
-    """Return all maps of a radiograph; InputError if the model lacks `observation`, or the file cannot be read."""
+    """Return the maps of all observations for a radiograph, given as a file's bytes.
+
+    `observation` is only checked.
+
+    Raises:
+        InputError: If the model lacks `observation`, the file cannot be read, or too many requests are waiting.
+    """
     if observation not in classifier.observations:
         raise InputError(f"Expected an observation of this model: {', '.join(classifier.observations)}.")
     return (await score(classifier, data, saliency=True, may_refuse=True)).maps
@@ -179,7 +188,10 @@ def _is_zip(file: Path | BinaryIO) -> bool:
 
 
 def _stored(file: Path | BinaryIO, stack: ExitStack) -> Path | BinaryIO:
-    """Return the file, or the path of a temporary copy, deleted when `stack` closes, of an archive without a path."""
+    """Return a file as it is, unless it is a ZIP archive in an open stream: then return the path of a copy.
+
+    The copy is deleted when `stack` closes.
+    """
     if isinstance(file, Path) or not _is_zip(file):
         return file
     path = Path(stack.enter_context(TemporaryDirectory(dir=get_upload_folder()))) / "archive.zip"

@@ -35,10 +35,11 @@ class Page(gr.Blocks):
             super().run_startup_events()
 
     async def process_api(self, block_fn: Any, inputs: list[Any], *args: Any, **options: Any) -> dict[str, Any]:
-        """Call a handler as Gradio does, unless its inputs name a file that was not uploaded.
+        """Call a handler as Gradio does, but refuse inputs that name a file which was not uploaded.
 
         Raises:
-            gr.Error: With the message of a gr.Error or InputError, else `INTERNAL`; Gradio logs no traceback of it.
+            gr.Error: For every error. It has the message of a gr.Error or InputError; for any other error its message
+                is `INTERNAL`. Gradio logs no traceback.
         """
         try:
             if not all(_is_allowed(item) for item in _dicts(inputs)):
@@ -75,7 +76,10 @@ def is_uploaded(path: object) -> bool:
 
 
 def _is_allowed(item: dict[str, Any]) -> bool:
-    """Whether a dictionary among a call's inputs names no file or an uploaded one; Gradio would fetch any other."""
+    """Whether a dictionary in a call's inputs names no file, or an uploaded file.
+
+    Gradio itself would also fetch files at other paths and URLs.
+    """
     return not {"path", "url"} & item.keys() or is_uploaded(item.get("path"))
 
 

@@ -1,7 +1,8 @@
 """Gradio's typed endpoints for programs: `/predict`, `/saliency` and `/batch`.
 
 A program uploads a file by `POST /gradio_api/upload`, and passes the path from the answer to the call; gradio_client
-does both. Answers hold no names of files, except those of members of an archive, which name its rows.
+does both. Answers do not hold the names of uploaded files. In `/batch`, the row of a radiograph in an archive has the
+radiograph's name within that archive.
 """
 
 import tempfile
@@ -34,7 +35,10 @@ class Score(TypedDict):
 
 
 class Answer(TypedDict):
-    """The answer of `/predict`, for one radiograph: scores by observation; `gate` is null for a model without one."""
+    """The answer of `/predict`, for one radiograph: scores by observation; `gate` is null for a model without one.
+
+    `notes` are as in `Common`. `model` is the model's name.
+    """
 
     observations: dict[str, Score]
     gate: GateVerdict | None

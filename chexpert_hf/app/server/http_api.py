@@ -37,9 +37,10 @@ class Row(Common):
 
 
 class Maps(TypedDict):
-    """Maps by observation, as rows of values in [0, 1]; `box` (left, top, right, bottom) is their place in the image.
+    """Maps by observation, as rows of values in [0, 1].
 
-    `size` is the image's (width, height); it and `box` are in pixels.
+    `size` is the image's (width, height). `box` is the part of the image that the maps cover: (left, top, right,
+    bottom). Both are in pixels.
     """
 
     size: tuple[int, int]

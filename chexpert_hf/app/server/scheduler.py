@@ -71,7 +71,7 @@ class Scheduler(Generic[Source, Item, Result]):
             A future with the result, or with the exception that `prepare` or `compute` raised or `close` set.
 
         Raises:
-            UnavailableError: If the scheduler is closed, or `may_refuse` and `max_waiting` requests wait already.
+            UnavailableError: If the scheduler is closed; with `may_refuse`, also if `max_waiting` requests are waiting.
         """
         request = _Request(kind)
         with self._lock:

@@ -1,7 +1,7 @@
 """A classifier for many callers at once, whose requests share batches.
 
-A score must be the same to the last bit whatever other images are in its batch. A trial at the start tests this: it
-holds in ONNX Runtime and OpenVINO. Where it does not, as in PyTorch, every radiograph gets a batch of its own.
+A score must be the same to the last bit whatever other images are in its batch. A trial at the start tests this:
+ONNX Runtime and OpenVINO pass. If the trial fails, as in PyTorch, every radiograph gets a batch of its own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
