@@ -34,9 +34,9 @@ class Contender(ABC):
 
     @abstractmethod
     def score(self, paths: Sequence[str]) -> NDArray[np.floating] | None:
-        """Read and score files; return probabilities `(num_files, num_labels)`, or None if not comparable.
+        """Read and score files; return probabilities `(num_files, num_labels)`, to compare with those of `REFERENCE`.
 
-        The row of a file that cannot be read is NaN.
+        The row of a file that cannot be read is NaN. Return None if the probabilities cannot be compared.
         """
 
     @abstractmethod
@@ -71,8 +71,8 @@ class Measurements:
     end_to_end: list[float] = field(default_factory=list)  # images per second from files to scores, in each round
     model_only: list[float] = field(default_factory=list)  # images per second through the network, in each round
     latencies: list[float] = field(default_factory=list)  # seconds of the network for one image, several in each round
-    mebibytes: float | None = None  # peak memory of the process
-    difference: float | None = None  # largest, of a probability from `REFERENCE`'s; None if not comparable
+    mebibytes: float | None = None  # peak memory of the process; None if it cannot be measured
+    difference: float | None = None  # largest between a probability and that of `REFERENCE`; None if not comparable
     failure: str | None = None  # why there are no results
 
     @property
