@@ -119,10 +119,11 @@ def load_reference(
     name: str | None,
     against: Sequence[str] | None = None,
 ) -> "Reference | None":
-    """Load a second reference standard for the images from the file of `--reference`; return None without a file.
+    """Load a second reference standard from `file`, the CSV file of `--reference`; return None if `file` is None.
 
-    `mapping`, `name` and `against` are `--reference-map`, `--reference-name` and `--reference-against`; any of them
-    without a file raises InputError.
+    `images` are the paths of the data set's images, `observations` those that the model scores. `mapping`, `name` and
+    `against` are the options `--reference-map`, `--reference-name` and `--reference-against`; any of them without a
+    file raises InputError.
     """
     if file is not None:
         from chexpert_hf.datasets.reference import read_reference

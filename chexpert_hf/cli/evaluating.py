@@ -141,7 +141,10 @@ def evaluate(
 
 
 def _by_name(models: Sequence[str]) -> dict[str, list[str]]:
-    """Return name -> [model]; the name is that of the model's folder, or the path where two folders have one name."""
+    """Return name -> [model]; the name is that of the model's folder.
+
+    If several folders have the same name, each of these models is named by its path.
+    """
     from chexpert_hf.evaluation.report.report import LABELS_PREFIX
 
     short = [Path(model).name or model for model in models]
@@ -157,7 +160,11 @@ def _results(
     second: Mapping[str, Any] | None,
     aggregation: str,
 ) -> tuple[dict[str, Any], str]:
-    """Evaluate each model; return (values for JSON, tables), both with `second`, the metrics on --reference, if any."""
+    """Evaluate each model; return (values for JSON, tables as one text).
+
+    `scores` are the probabilities from each model. `second` are the metrics on --reference, or None. If there are any,
+    they are added to both results.
+    """
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import as_table, reference_table
     from chexpert_hf.evaluation.report.reporting import evaluate_predictions, shared_observations

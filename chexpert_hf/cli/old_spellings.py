@@ -22,7 +22,10 @@ _FORMER = {
 
 
 class _Word(str):
-    """A word typed on the command line, not a default value; compared by `is`, since another word may be equal."""
+    """A word typed on the command line; default values are plain strings.
+
+    Words are compared by `is`, since the same text may be typed twice.
+    """
 
 
 class Group(TyperGroup):

@@ -147,7 +147,7 @@ def demo(
 
 
 def serve_page(classifier: "CheXpertClassifier", *, ready: Callable[[], None] = lambda: None, **settings: Any) -> None:
-    """Serve the app until SIGINT or SIGTERM, then end the process; `ready` is called just before it listens.
+    """Serve the app until SIGINT or SIGTERM, then end the process; `ready` is called just before the server starts.
 
     `settings` are those of `app.demo.launch`.
     """
@@ -168,10 +168,12 @@ def serve_page(classifier: "CheXpertClassifier", *, ready: Callable[[], None] = 
 def _shard(count: int | None, index: int | None, by_study: bool) -> tuple[tuple[int, int], str]:
     """Return ((index, count) of this run's shard, suffix for the name of its output).
 
-    `count` and `index` are the options --num-shards and --shard. Without them, a launcher that started several
-    processes (torchrun, accelerate) sets both by its environment variables; each process then takes a GPU, and gets a
-    suffix such as "-00001-of-00004". Else the suffix is empty. Raise InputError for options that do not fit together,
-    such as `by_study` with several shards.
+    `count` and `index` are the options --num-shards and --shard. If both are None and a launcher such as torchrun
+    started this process, the launcher's environment variables give their values. If it started several processes, each
+    uses one of the GPUs, and has a suffix such as "-00001-of-00004". In all other cases the suffix is empty. A run that
+    is not divided is shard (0, 1).
+
+    Raise InputError for options that do not fit together, such as `by_study` with several shards.
     """
     suffix = ""
     if count is None and index is None and {"RANK", "WORLD_SIZE"} <= os.environ.keys():
