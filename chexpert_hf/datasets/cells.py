@@ -73,10 +73,11 @@ def _header(file: Path, encoding: str, delimiter: str) -> list[str]:
 
 
 def read_cells(file: Path, path: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Read the column `path` and those of `columns` that a CSV file has, as text: strings and categories, respectively.
+    """Read some columns of a CSV file as text; those that the file lacks are skipped.
 
-    Blanks around column names are removed. The index is the number of the row in the file, where the header is row 1. A
-    quoted cell, such as a report, may extend over several lines.
+    The column named `path` is read as strings, each of `columns` as pandas categories of strings. Blanks around column
+    names are removed. The index is the number of the row in the file, where the header is row 1. A quoted cell, such as
+    a report, may extend over several lines.
 
     Raises:
         DatasetError: If the file cannot be read, has one of these columns twice, or a quoted cell that is not closed.
@@ -150,9 +151,10 @@ def expect_columns(cells: pd.DataFrame, required: Sequence[str], observations: S
 
 
 def parse_cells(cells: pd.DataFrame, column: str, file: Path, parsers: Mapping[str, Parser]) -> NDArray[np.object_]:
-    """Return a column of `read_cells` parsed, one value per row: by its parser in `parsers`, or as labels if none.
+    """Return a column of `read_cells` parsed, one value per row.
 
-    Blank cells and missing columns give None, or NaN for labels. Raises DatasetError for the first wrong cell.
+    The column's parser is `parsers[column]`. A column without a parser there is parsed as labels: 1, 0 or -1. Blank
+    cells and missing columns give None, or NaN for labels. Raises DatasetError for the first wrong cell.
     """
     parse, expected = parsers.get(column, (parse_label, "1, 0, -1"))
     blank = None if column in parsers else np.nan

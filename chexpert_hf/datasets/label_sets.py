@@ -100,7 +100,10 @@ def read_label_set(text: str) -> LabelSet:
 
 
 def refuse_duplicate_columns(observations: Sequence[str], calls: Sequence[str]) -> None:
-    """Raise InputError if columns of a table of scores would share a name; `calls` are such as "Edema positive"."""
+    """Raise InputError if two columns of a table of scores would have the same name.
+
+    The columns are `SCORE_COLUMNS`, the observations, and the `calls`, such as "Edema positive".
+    """
     columns = [*SCORE_COLUMNS, *observations, *calls]
     if twice := next((name for name in columns if columns.count(name) > 1), None):
         raise InputError(

@@ -73,10 +73,13 @@ class Layout:
     implied_by: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Observation of another label set -> observations of this layout; if any of these is positive, so is the key."""
     patient_prefix: str | None = None
-    """Prefix of patient ids among several data sets, equal for those with the same patients; None: folder's name."""
+    """Prefix of patient ids when several data sets are loaded together; the folder's name if None.
+
+    Data sets of the same patients have the same prefix.
+    """
     boxes: Callable[[Path], pd.DataFrame | None] | None = None
     """Reads the boxes that readers drew, as a table with `BOX_COLUMNS`; None if the folder has no file of boxes."""
-    masks: Callable[[Path], Masks] | None = None  # reads the masks that readers drew
+    masks: Callable[[Path], Masks] | None = None  # reads the masks that readers drew; None if there are none
     for_file: Callable[[str], "Layout"] | None = None  # makes the layout of a CSV file of any name
 
     def is_in(self, folder: Path) -> bool:
@@ -123,10 +126,11 @@ def only_train(*tables: Sequence[str]) -> Callable[[Path, str], bool]:
 def find_images(folder: Path, expected: Sequence[str]) -> list[str]:
     """Find images that may be in another folder or format than expected; return one path for each expected path.
 
-    It is the first that exists: the expected path, an image of the same name in another folder, an image whose name
-    differs only in its suffix. If none exists, the expected path is returned. Folders whose name contains "mask" are
-    skipped. Raise DatasetError if several images match an expected path, such as an original and a smaller copy. If
-    several links lead to one image, the first link is returned.
+    The path returned is the first that exists of: the expected path, an image of the same name in another folder, an
+    image whose name differs only in its suffix. If none exists, the expected path is returned.
+
+    Folders whose name contains "mask" are skipped. Raise DatasetError if several images match an expected path, such as
+    an original and a smaller copy. If several links lead to one image, the first link is returned.
     """
     paths: set[str] = set()
     by_name: dict[str, list[str]] = {}
