@@ -67,8 +67,8 @@ def __dir__() -> list[str]:
 def _register_with_transformers() -> None:
     """Register this package's classes with transformers' Auto classes, so that models load without remote code.
 
-    The files that define the classes do not register them: a model folder has copies of these files, and loading one
-    model's copies as remote code would then replace the code of all other models.
+    The files that define the classes do not register them. A model folder has copies of these files: if a copy
+    registered its classes when it is loaded as remote code, all other models would use that copy, too.
     """
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 

@@ -199,8 +199,8 @@ def save_model_folder(
         data: The training data, as a phrase for the card.
         licence: Sentences on the use of the weights.
         source: Where the weights come from, as a phrase for the card.
-        keep_records: Whether the config's calibration, operating points and evaluation of maps were made with these
-            weights and are kept; if False, they are reset, also in `model`.
+        keep_records: Whether to keep the config's calibration, operating points and evaluation of maps. Pass True only
+            if they were made with these weights. False resets them, and thus changes `model.config`.
 
     Raises:
         InputError: If the model is not in float32, or has a LoRA adapter that is not merged.
@@ -248,7 +248,11 @@ def _folders(model: Model) -> list[str]:
 
 
 def _warn(model: Model, patients: Sequence[str]) -> list[str]:
-    """Issue and return warnings if a folder's model was trained, selected or calibrated on some of these patients."""
+    """Issue and return warnings if a model was trained, selected or calibrated on some of these patients.
+
+    A model without a record of its training patients gets a warning, too. A `CheXpertClassifier` is not checked: the
+    result is [].
+    """
     notes = patient_warnings(_folders(model), patients)
     for note in notes:
         warnings.warn(note, stacklevel=3)
