@@ -1,7 +1,7 @@
 """The backbones: networks without their heads, which turn pixel values into the feature maps that the head pools.
 
-In a saved model the weights are named `features.` and then as in the backbone's library. This file is copied into saved
-models (remote code).
+In a saved model, the name of a backbone's weight is `features.` followed by its name in torchvision or timm. This file
+is copied into saved models (remote code).
 
 Sources: Huang et al. 2017, arXiv:1608.06993 (DenseNet); He et al. 2016, arXiv:1512.03385 (ResNet); Liu et al. 2022,
 arXiv:2201.03545 (ConvNeXt); torchvision's and timm's networks of these names.
@@ -92,9 +92,10 @@ class Backbone(nn.Sequential):
         return features
 
     def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
-        """Initialise a module whose weights a loaded file lacks; do nothing if its library has initialised it.
+        """Initialise a module whose weights are missing in a loaded file.
 
-        `common` is transformers' function that initialises common types of layers.
+        Do nothing if torchvision or timm initialised the weights when the backbone was built. `common` is transformers'
+        function that initialises common types of layers.
         """
         if self.is_initialised:
             return
@@ -288,7 +289,7 @@ def build_backbone(config: CheXpertConfig) -> Backbone:
 
 
 def _with_channels(convolution: Any, num_channels: int) -> nn.Conv2d:
-    """Return the convolution if it has `num_channels` inputs, else a new one with the same settings otherwise."""
+    """Return the convolution if it has `num_channels` inputs, else a new one with random weights, otherwise alike."""
     if convolution.in_channels == num_channels:
         return convolution
     same = {name: getattr(convolution, name) for name in ("out_channels", "kernel_size", "stride", "padding")}

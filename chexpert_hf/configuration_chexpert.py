@@ -208,7 +208,10 @@ class CheXpertConfig(PreTrainedConfig):
         return {name: value for name, value in values.items() if name not in unused}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return the fields to save: those of transformers, and the labels, even if they are LABEL_0 and LABEL_1."""
+        """Return the fields to save: those that transformers saves, and always the labels.
+
+        transformers would not save the labels LABEL_0 and LABEL_1, its defaults.
+        """
         labels = {"id2label": self.id2label, "label2id": self.label2id}
         return {**super().to_diff_dict(), **labels}
 
@@ -250,7 +253,10 @@ class CheXpertConfig(PreTrainedConfig):
 
     @property
     def head_outputs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """All observations, and those with three outputs (U-MultiClass): a head fits only models with the same ones."""
+        """All observations, and those with three outputs (U-MultiClass).
+
+        The weights of a head can be loaded into another model only if both models have equal `head_outputs`.
+        """
         return self.observations, self.multiclass_observations
 
     def validate_architecture(self) -> None:
@@ -271,7 +277,7 @@ class CheXpertConfig(PreTrainedConfig):
             raise ValueError("head_dropout is set, but a linear head has none; set head_hidden_size or leave it 0.")
 
     def validate_backbone(self) -> None:
-        """Raise ValueError if the backbone is unknown, or is no DenseNet and has fields of DenseNets set."""
+        """Raise ValueError if the backbone is unknown, or if a field of DenseNets is set for another backbone."""
         if self.backbone not in _BACKBONES and not _TIMM.fullmatch(self.backbone):
             raise ValueError(
                 f"backbone is {self.backbone!r}, expected one of: {', '.join(_BACKBONES)}, {TIMM_PREFIX}NAME."
