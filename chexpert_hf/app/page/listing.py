@@ -212,10 +212,7 @@ class Listing:
 
 
 def _paced(parts: Iterable[Any], done: list[Any]) -> Iterator[float]:
-    """Append each part to `done`. Yield the seconds since the start, but not after every part.
-
-    There is a value after the first part, and then at most one in `_PROGRESS_SECONDS`.
-    """
+    """Append each part to `done`; after the first, and then every `_PROGRESS_SECONDS` at most, yield seconds passed."""
     start, shown_at = time.monotonic(), 0.0
     for part in parts:
         done.append(part)

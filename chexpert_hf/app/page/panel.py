@@ -50,10 +50,7 @@ class ResultState:
 
 
 class Panel:
-    """The Gradio components that show a result, with their event handlers.
-
-    `bar` and `message` are components above the result. The caller puts them on the page; this class changes them.
-    """
+    """The components that show a result, and their event handlers, which also change the caller's `bar` and `message`."""
 
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
         self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message
@@ -92,8 +89,7 @@ class Panel:
     def cleared(self, bar: str = "", message: str = "", state: ResultState | None = None) -> Updates:
         """Return updates that remove the result, so that no earlier scores stay beside the new message.
 
-        `bar` and `message` are the HTML to show in its place. `state` becomes the session's state; None forgets the
-        uploads.
+        `bar` and `message` are the HTML to show instead; `state` becomes the session's, and None forgets the uploads.
         """
         return {
             self._state: state,

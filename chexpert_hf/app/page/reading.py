@@ -48,10 +48,7 @@ class Item(FileResult):
 
     @property
     def kinds(self) -> list[str]:
-        """The filters of the page under which this row is shown.
-
-        They are one or more of "scored", "warned", "refused" (by the gate) and "unreadable".
-        """
+        """The filters that show this row: one or more of "scored", "warned", "refused" (by the gate), "unreadable"."""
         refused = ["refused"] if self.is_no_radiograph else []
         if self.prediction is None:
             return refused or ["unreadable"]
@@ -59,10 +56,7 @@ class Item(FileResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Notes on the file, and messages of the gate, as sentences.
-
-        If the gate refused to score the file, the gate's reason is left out, since `error` has it.
-        """
+        """Notes on the file and messages of the gate, as sentences, without the reason of a refusal: `error` has it."""
         if self.prediction is None:
             return self.gate.warnings if self.gate else ()
         return (*self.prediction.notes, *(self.gate.messages if self.gate else ()))
@@ -148,10 +142,7 @@ def read(classifier: CheXpertClassifier, item: Item, *, size: int = DISPLAY_SIZE
 
 
 def decode(classifier: CheXpertClassifier, data: bytes) -> bytes | Radiograph:
-    """Return the bytes of a JPEG file as they are, since `predict` decodes them at reduced size; read other formats.
-
-    Raises RadiographError if a file of another format cannot be read.
-    """
+    """Return the bytes of a JPEG, which `predict` decodes at reduced size; read others, or raise RadiographError."""
     return data if data.startswith(_JPEG_MAGIC) else classifier.read(data)
 
 

@@ -94,10 +94,7 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
 
 
 def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Image.Image]]:
-    """Yield (caption, image) for the views and then the maps of a report, at most `_MOST` of each.
-
-    The map of the chosen observation comes first. Empty maps are skipped.
-    """
+    """Yield (caption, image) of the views and then of maps that are not empty, at most `_MOST` each, `chosen` first."""
     for number in list(study.views)[:_MOST]:
         yield study.label(number), shown_image(study.items[number - 1].jpeg, _REPORT_SIDE)
     names = dict.fromkeys([*filter(None, [chosen]), *study.prediction.display_order()])

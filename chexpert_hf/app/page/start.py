@@ -42,10 +42,7 @@ def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[
 
 
 def drawing_of(observation: str, folder: Path) -> Path:
-    """Return the path `drawings/<observation>.jpg` in a folder of examples: a synthetic radiograph of the observation.
-
-    Whether the file exists is not checked.
-    """
+    """Return the path of an observation's synthetic radiograph in a folder of examples; the file may be missing."""
     return folder / DRAWINGS / f"{observation}.jpg"
 
 

@@ -48,11 +48,7 @@ def describe_map(observation: str, peak: float, grid: Sequence[int]) -> str:
 
 
 def describe_strength(peak: float, is_above: bool) -> str:
-    """Return a note on a map, such as "below its operating point, 40 % of the strongest map".
-
-    `peak` is as in `describe_map`; `is_above` says whether the observation is called positive. The note is empty for
-    a positive observation with a peak of 1.
-    """
+    """Return a note on a map of this `peak`, such as "below its operating point, 40 % of the strongest map", or ""."""
     notes = [] if is_above else ["below its operating point"]
     if peak <= 0:
         notes.append("no evidence")
