@@ -50,7 +50,7 @@ class ResultState:
 
 
 class Panel:
-    """The components that show a result, and their event handlers, which also change the caller's `bar` and `message`."""
+    """The components that show a result, and their handlers, which also change the caller's `bar` and `message`."""
 
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
         self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message
