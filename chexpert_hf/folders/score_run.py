@@ -79,9 +79,10 @@ def score_to_file(
     scores of a test pattern. A batch that was not finished is scored again.
 
     `files` are the files of all shards; only those of `shard` are scored. `models` are the models' names, which are
-    written to the record of the run, `<output>.run.json`. `workers` are as in `readers.read_prepared`, and `maps` the
-    observations that get an overlay, by default all. `watch` gets the iterator of results and returns one that also
-    shows progress (see `Watch`). Raise InputError if the output cannot be resumed or written.
+    written to the record of the run, `<output>.run.json`. `workers` is the number of processes that read files; 0 for
+    threads, "auto" to let `readers.read_prepared` choose. `maps` are the observations that get an overlay, by default
+    all. `watch` gets the iterator of results and returns one that also shows progress (see `Watch`). Raise InputError
+    if the output cannot be resumed or written.
     """
     record = _record(classifier, output, batch_size, shard, models)
     batch_size = batch_size_for(files, batch_size)
@@ -104,9 +105,10 @@ def _score_to_locked(
     maps: Sequence[str] | None,
     watch: Watch,
 ) -> ScoreSummary:
-    """Score the files `names` into an output that this process has locked.
+    """Do the work of `score_to_file`, once the output is locked against other processes.
 
-    `record` is the result of `_record`; `common` is as in `score_with_overlays`.
+    `names` are the files of this shard. `record` holds what must be the same for a run to be resumed, such as model and
+    batch size. `common` is a folder that all files are in; None if no overlays are written.
     """
     if finished := output.begin(record):
         return _finished_summary(output, finished, names)

@@ -92,8 +92,8 @@ def lines_of(path: Path, columns: Sequence[str]) -> JsonLines:
 def readable(text: str) -> str:
     r"""Return a file name as valid Unicode, which every format can store.
 
-    A byte that is not UTF-8, such as 0xff, becomes the six characters `\udcff`. With an ASCII locale, Python reads "é"
-    as two such bytes; the two become "é" again.
+    A byte that is not UTF-8, such as 0xff, becomes the six characters `\udcff`. If the locale is ASCII, Python cannot
+    decode the two bytes of "é" in a file's name and keeps them as two surrogates; these become "é" again.
     """
     joined = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return joined.encode("utf-8", "backslashreplace").decode()

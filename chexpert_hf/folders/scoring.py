@@ -1,7 +1,7 @@
-"""Scores files of radiographs, however many: decoded ahead of the model, in order, in constant memory.
+"""Scores any number of files, in order and in constant memory; files are decoded ahead of the model.
 
-The scores of a file do not depend on the files around it or on where scoring was resumed. The last bits of a score
-depend on the size of its batch, but not on the other images in the batch or on their order. So batches are made by
+The scores of a file do not depend on the files around it or on where scoring was resumed. A network's rounding errors
+depend on the size of a batch, but not on the other images in the batch or on their order. So batches are made by
 position in the list of files, every batch is full, and a blank image replaces a file that cannot be read.
 """
 
@@ -66,8 +66,9 @@ def score_files(
     """Read and score files as they are needed; yield a FileResult for each, in order.
 
     A forward pass has at most `batch_size` radiographs; blank images fill up the last batch. `gate` says whether the
-    model's gate judges the images, and whether those that it refuses are scored. `workers` are as in
-    `readers.read_prepared`. A file that cannot be read has an error in its result; any other exception is raised.
+    model's gate judges the images, and whether those that it refuses are scored. `workers` is the number of processes
+    that read files; 0 for threads, "auto" to let `readers.read_prepared` choose. A file that cannot be read has an
+    error in its result; any other exception is raised.
     """
     streams = classifier.side_by_side() if batch_size > 1 else [classifier]
     size = min(batch_size, ROWS_SIDE_BY_SIDE) if len(streams) > 1 else batch_size
