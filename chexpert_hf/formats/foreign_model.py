@@ -54,7 +54,10 @@ class Outputs:
     classes: int = 1  # outputs per observation: 1, or 3 under U-MultiClass
 
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
-        """Return the weight and the bias of a linear layer, reduced to `rows`: name in `tensors` -> tensor."""
+        """Return the weight and the bias of a linear layer, with only the `rows` of these outputs.
+
+        The keys are as in `tensors`, such as "classifier.weight".
+        """
         names = (f"{layer}.weight", f"{layer}.bias")
         return {name: tensors[name][list(self.rows)] for name in names if name in tensors}
 
@@ -102,8 +105,8 @@ def outputs_named(
         classes: Possible numbers of outputs per name, such as `(1, 3)`.
 
     Raises:
-        WeightsError: If there are no names, they do not fit the number of outputs or are invalid, or if none of `names`
-            is a known finding.
+        WeightsError: If there are no names, if they are invalid or too few or too many, or if none of `names` is a
+            known finding.
     """
     names = names if labels is None else labels
     if names is None:

@@ -49,8 +49,8 @@ def import_model(source: str, output: Path, *, file: Path | None = None, labels:
     Args:
         source: One of `SOURCES`, such as "torchxrayvision:chex" or "timm:FOLDER".
         output: A new or empty folder; it is written whole or not at all.
-        file: File of the weights: for a source without one, such as "stanford" instead of "stanford:FILE", or in place
-            of the download of a source such as "torchxrayvision:chex".
+        file: File of the weights, if `source` does not name it: `source` is then "stanford" instead of "stanford:FILE".
+            With a source whose weights are downloaded, such as "torchxrayvision:chex", this file is read instead.
         labels: Names of the outputs if the source has none ("" drops an output), or the observations of a new head.
 
     Raises:
@@ -189,7 +189,7 @@ def _per_channel(values: Sequence[float], channels: int) -> list[float]:
     """Return one value per channel.
 
     If there is one channel, several values are averaged; if there is one value, every channel gets it. Raises
-    ValueError if there is no value, or if both numbers are above 1 and differ.
+    ValueError if there is no value, or if the values do not fit the channels, such as 2 values for 3 channels.
     """
     numbers = [float(value) for value in values]
     if not numbers or (len(numbers) != channels and 1 not in (len(numbers), channels)):

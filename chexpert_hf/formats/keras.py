@@ -234,9 +234,10 @@ def _norm_relu(name: str, features: Any) -> Any:
 
 
 def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | None:
-    """Return the matrix `(num_outputs, num_labels)` that turns the head's outputs into logits; None if they are logits.
+    """Return the matrix `(num_outputs, num_labels)` that turns the head's outputs into logits.
 
     For an observation under U-MultiClass it subtracts the output of the negative class from that of the positive class.
+    None if there is no such observation: then the outputs are the logits.
     """
     columns = [config.observations.index(name) for name in config.multiclass_observations]
     matrix = np.eye(config.num_labels + 2 * len(columns), config.num_labels, dtype=np.float32)
@@ -246,9 +247,10 @@ def _positive_minus_negative(config: CheXpertConfig) -> NDArray[np.float32] | No
 
 
 def _unconditional(logits: Any, paths: NDArray[np.float32]) -> Any:
-    """Return logits of unconditional probabilities: of products of probabilities along the label hierarchy.
+    """Turn conditional `logits` into unconditional ones, both `(batch, num_labels)`, by the label hierarchy.
 
-    Each of the given `logits` is that of an observation given that its parent is positive; `paths` are from
+    The conditional probability of an observation assumes that its parent is positive. Its unconditional probability is
+    the product of the conditional ones of the observation and of all its ancestors. `paths` is the result of
     `hierarchy_paths`.
     """
     log_p = ops.sum(ops.multiply(ops.log_sigmoid(logits)[:, None, :], paths), axis=2)

@@ -119,10 +119,11 @@ def _read_pickle(path: Path) -> Any:
 def without_persistent_classes(content: bytes) -> bytes:
     """Rewrite a file in the format of PyTorch before 1.6, so that `torch.load(weights_only=True)` can read it.
 
-    That format stores the class of a module as a persistent object of the pickle (with the class's source code), which
-    `weights_only` refuses. The pickle's instructions are parsed, not run: each such object becomes a call of the
-    harmless `_CLASS_OF`, which `_read_pickle` allows. Nothing else changes, so `weights_only` still checks everything
-    that the file names. Raises ValueError for files of other formats. Source: torch 1.5, `serialization._legacy_save`.
+    That format stores a module's class, with its source code, by the pickle instruction for persistent ids;
+    `weights_only` refuses classes stored so. This function parses the pickle's instructions without running them, and
+    replaces each such instruction by a call of a harmless function (`_CLASS_OF`) that returns the class. Nothing else
+    changes, so `weights_only` still checks everything that the file names. Raises ValueError for files of other
+    formats. Source: torch 1.5, `serialization._legacy_save`.
     """
     stream = io.BytesIO(content)
     for _ in range(_PICKLES_IN_FRONT):
@@ -145,7 +146,7 @@ def without_persistent_classes(content: bytes) -> bytes:
 def _split(content: Any, path: Path) -> WeightFile:
     """Split a checkpoint into its weights and the rest; raise WeightsError if it has no weights.
 
-    `content` is either the weights themselves, or a mapping that holds them under a key of `_INSIDE`.
+    `content` is either the weights themselves, or a mapping that holds them under a key such as "state_dict".
     """
     places: Mapping[Any, Any] = content if isinstance(content, Mapping) else {}
     if tensors := _tensors_of(content, path):
