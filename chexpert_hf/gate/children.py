@@ -27,7 +27,7 @@ def child_scores(features: Floats) -> Floats:
 
 
 def lowest_child_limit() -> float:
-    """Return the smallest `child_limit` that a gate may have.
+    """Return the smallest allowed `child_limit` of a gate, the score above which it warns of a child's radiograph.
 
     It was found by cross-validation of the discriminant: a fraction `CHILD_QUANTILE` of the adults scored below it.
     """

@@ -59,8 +59,9 @@ def neighbour_correlation(gray: Tensor) -> Floats:
 def gate_features(gray: Tensor) -> Floats:
     """Return features `(batch, NUM_FEATURES)` of images `(batch, 1, RESOLUTION, RESOLUTION)`, uint8.
 
-    They are the thumbnail, standardised to remove brightness and contrast, and for each cell of 16 x 16 pixels the
-    logarithms of the edge strength in each direction and of the strength of fine and of coarser structure.
+    The first are the gray levels of a thumbnail, standardised to remove brightness and contrast. The others are
+    logarithms for each cell of 16 x 16 pixels: of the edges' strength in each of eight directions, then of the strength
+    of fine structure and of coarser structure.
     """
     levels = torch.stack([to_gray_range(one, **_GRAY_RANGE) for one in gray]).float()
     smooth = _blurred(levels)

@@ -153,9 +153,10 @@ def fit_distance(features: Floats) -> Distance:
 def distance_limits(features: Floats) -> tuple[float, float]:
     """Return the distances below which 99.5 % and 95 % of unseen images like the training images lie.
 
-    They are quantiles in cross-validation: each fifth of the training images' `features` is measured from the other
-    four fifths. Fewer than 200 images say little about 99.5 %: then a log-normal distribution is fitted to the
-    distances, and the larger of the measured and the fitted 99.5 % quantile is returned.
+    They are quantiles in cross-validation: for each fifth of the training images, given by their `features`, distances
+    are computed by a function that was fitted on the other four fifths. Fewer than 200 images say little
+    about 99.5 %: then a log-normal distribution is fitted to the distances, and the larger of the measured and the
+    fitted 99.5 % quantile is returned.
     """
     folds = _fold_of(len(features))
     distances = np.empty(len(features))

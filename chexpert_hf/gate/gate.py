@@ -121,9 +121,9 @@ class GateInput:
 
     gray: Tensor  # (1, RESOLUTION, RESOLUTION), uint8
     size: tuple[int, int]  # (width, height) of the whole image in pixels
-    is_colour: bool = False  # this and the following as in Radiograph
+    is_colour: bool = False  # also False if it was not checked
     is_lateral: bool | None = None  # if None, the pixels decide
-    other_subject: str = ""
+    other_subject: str = ""  # the DICOM element that rules out a chest, such as "BodyPartExamined is HIP"
 
 
 class Distance(NamedTuple):
@@ -153,8 +153,8 @@ class Gate:
     """A fitted gate, from `fit_gate` or `Gate.load`: accepts images as chest radiographs, and warns of pose and view.
 
     An image is accepted if its `distance` from the training images is at most `limit`, or at most `strict_limit` once
-    its pose is corrected. Unless the gate `knows_laterals`, a lateral view is accepted up to `_MAX_LATERAL_DISTANCE`
-    times `limit`.
+    its pose is corrected. If the gate was fitted on frontal views alone, lateral views may be further away: up to
+    `_MAX_LATERAL_DISTANCE` times `limit`.
     """
 
     distance: Distance
