@@ -27,9 +27,10 @@ _MAX_SIDE = 8192  # pixels, of the images that a network gets
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Context manager: hide transformers' table of keys that do not fit, which `load_model` reports in one line.
+    """Context manager: hide the table that transformers logs if weights are missing or do not fit the model.
 
-    The log level of transformers holds for the whole process, so other threads wait at the entry.
+    `load_model` reports them in one line instead. The log level of transformers holds for the whole process, so a
+    thread that enters while another is inside waits.
     """
     with _verbosity_lock:
         verbosity = logging.get_verbosity()
