@@ -93,10 +93,10 @@ def resampled(points: Points, num: int) -> Points:
 
 
 def curve(at: Points, knots: Sequence[tuple[float, float]], smoothing: float) -> Floats:
-    """Return the values at positions `at`, `(n,)`, of a smooth curve near `knots`, ascending pairs (position, value).
+    """Return the values `(n,)` of a smooth curve at the positions `at`, which are equally spaced.
 
-    The positions `at` are equally spaced. `smoothing` is the standard deviation, in steps of `at`, of the Gaussian that
-    rounds the corners.
+    The curve follows `knots`, pairs (position, value) with ascending positions: straight lines between them, whose
+    corners are rounded by a Gaussian. `smoothing` is its standard deviation, in steps of `at`.
     """
     positions, values = zip(*knots, strict=True)
     return ndimage.gaussian_filter1d(np.interp(at, positions, values), smoothing, mode="nearest").astype(np.float32)
@@ -116,9 +116,10 @@ def enlarge(array: Floats, shape: tuple[int, int]) -> Floats:
 
 
 def distance_from(shape: tuple[int, int], centre: Points, radii: tuple[float, float], angle: float) -> Floats:
-    """Return the elliptical distance of every pixel from `centre` (x, y), `(height, width)`: 1 on the ellipse itself.
+    """Return how far each pixel is from the centre of an ellipse, `(height, width)`: 0 there, 1 on the ellipse itself.
 
-    `radii` are the semi-axes along x and y, in pixels, before the ellipse is turned by `angle` radians.
+    `shape` is the (height, width) of the image and `centre` is (x, y). `radii` are the semi-axes along x and y, in
+    pixels, before the ellipse is turned by `angle` radians.
     """
     x = np.arange(shape[1], dtype=np.float32)[None, :] - np.float32(centre[0])
     y = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(centre[1])

@@ -171,11 +171,11 @@ def sample_truth(rng: np.random.Generator) -> set[str]:
 
 
 def report_cells(truth: set[str], rng: np.random.Generator) -> dict[str, float | None]:
-    """Choose a cell per observation at random, as an automatic labeler reads it in a study's report; None is a blank.
+    """Imitate an automatic labeler of reports: return observation -> cell of `train.csv`, 1, 0, -1 or None (blank).
 
-    `truth` are the study's positive observations. As in CheXpert, a study with No Finding has no uncertain cell except
-    in Support Devices; No Finding is positive or blank. Over all studies, the expected share of uncertain cells of an
-    observation is that in `UNCERTAIN_RATES`.
+    `truth` are the study's positive observations; chance decides on negative, uncertain and blank cells. As in
+    CheXpert, a study with No Finding has no uncertain cell except in Support Devices; No Finding is positive or blank.
+    Over all studies, the expected share of uncertain cells of an observation is that in `UNCERTAIN_RATES`.
     """
     cells: dict[str, float | None] = {}
     for name in OBSERVATIONS:

@@ -50,8 +50,10 @@ class Shape:
 
 
 class _Frame:
-    """Geometry of the chest in one radiograph: outlines in pixels, and the conversion of positions `(u, v)` to pixels.
+    """Geometry of the chest in one radiograph: outlines in pixels, and the conversion of positions in it to pixels.
 
+    A position is `(u, v)`. `u` runs across the chest: in frontal views it is 0 at the midline and 1 at the left chest
+    wall, in lateral views 0 at the front and 1 at the back. `v` is 0 at the top of the lungs and 1 at the diaphragm.
     `rng` is for the patient's posture and the size of the image, which are random; `change` is a result of
     `findings.draw_shape`.
     """
@@ -73,8 +75,9 @@ class _Frame:
     def _lay_out(self, half: float, height: float, top: float, origin: float, unit: float) -> None:
         """Set the place and size of the chest in the image, in pixels.
 
-        `half` is half the breadth of the thorax and `height` the height of the lungs. `top` is the row where v is 0,
-        `origin` the column where u is 0, and `unit` the distance between u = 0 and u = 1.
+        `half` is half the breadth of the thorax and `height` the height of the lungs. `top` is the row of the top of
+        the lungs (v = 0). `origin` is the column of the midline, or in lateral views of the chest's front (u = 0);
+        `unit` is the distance in pixels from u = 0 to u = 1.
         """
         self.half, self.height, self.top, self.origin, self.unit = half, height, top, origin, unit
         self.v: Floats = ((np.arange(self.shape[0]) - self.top) / self.height).astype(np.float32)
@@ -82,18 +85,26 @@ class _Frame:
         self.y = np.arange(self.shape[0], dtype=np.float32)[:, None]
 
     def place(self, u: float | Points, v: float | Points) -> Points:
-        """Return positions `(u, v)` as pixels, `(..., 2)` as x, y."""
+        """Return positions in the chest as pixels, `(..., 2)` as x, y.
+
+        In frontal views `u` is 0 at the midline and 1 at the left chest wall; in lateral views it is 0 at the front
+        and 1 at the back. `v` is 0 at the top of the lungs and 1 at the diaphragm.
+        """
         u, v = np.broadcast_arrays(np.asarray(u, dtype=np.float64), np.asarray(v, dtype=np.float64))
         rows = self.top + v * self.height + self.slope * u * self.half
         return np.stack([self._axis(v) + u * self.unit, rows], axis=-1)
 
     def trace(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
-        """Return nodes `(u, v)`, mirrored for side RIGHT, then moved by `shift` (u, v), as pixels (x, y), `(n, 2)`."""
+        """Return the pixels of an outline's corners, `(n, 2)` as x, y.
+
+        `nodes` are the corners as positions (u, v); see `place`. With side RIGHT they are mirrored at the midline: u
+        changes its sign. Then `shift`, how far to move in u and in v, is added to each.
+        """
         u, v = np.array(nodes).T
         return self.place(side * u + shift[0], v + shift[1])
 
     def path(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
-        """Return a smooth line, `(24, 2)` in pixels, along the points that `trace` returns for these arguments."""
+        """Return a smooth line, `(24, 2)` as x, y, near the corners that `trace` returns for these arguments."""
         return smooth_path(self.trace(nodes, side, shift))
 
     def _axis(self, v: Points | Floats) -> Points:
@@ -171,8 +182,9 @@ class FrontalFrame(_Frame):
     def spot(self, side: int, lateral: float, depth: float, v: float) -> Points:
         """Return a point in a lung as a pixel (x, y).
 
-        `lateral` is 0 at the mediastinum and 1 at the chest wall; `depth` is 0 in front and 1 at the back. Lateral
-        views ignore `side` and `lateral`; frontal views ignore `depth`.
+        `lateral` is 0 at the mediastinum and 1 at the chest wall; `depth` is 0 in front and 1 at the back; `v` is 0 at
+        the top of the lungs and 1 at the diaphragm. Lateral views ignore `side` and `lateral`; frontal views ignore
+        `depth`.
         """
         return self.place(side * (0.2 + (float(wall_at(v)) - 0.2) * lateral), v)
 
@@ -238,10 +250,7 @@ class LateralFrame(_Frame):
         return (self.heart_chord() > 0) & (self.w > 0.02) & (self.y < floor)
 
     def heart_chord(self) -> Floats:
-        """Return the square of the heart's thickness along each ray, `(height, width)`, relative to the greatest one.
-
-        It is 1 where the heart is thickest, and 0 outside of the heart.
-        """
+        """Return the heart's squared thickness along each ray, `(height, width)`: 1 where it is thickest, 0 outside."""
         size = 0.5 * (self.change.heart_left + self.change.heart_right) - 1
         dw, dv = self.w - (0.27 + 0.1 * size), (self.v[:, None] - (0.79 - 0.07 * size)) * (self.height / self.unit)
         long, short = 0.36 * (1 + 0.42 * size), 0.23 * (1 + 0.55 * size) * (0.8 + 0.35 * self.patient.heart_left)

@@ -177,9 +177,10 @@ def draw_vessels(layer: Layer, trees: list[list[Points]], engorged: float) -> No
 
 
 def vessel_tree(rng: Generator, hilum: Points, side: int, length: float) -> list[Points]:
-    """Return the vessels of one lung by level of branching, each `(num_branches, 5, 2)` in pixels.
+    """Return the vessels of one lung: an array for each level of branching, the largest vessels first.
 
-    They fan out from the hilum (x, y), wind and fork; `length` is about that of a first branch, in pixels.
+    An array is `(num_branches, 5, 2)`: each branch is a line through five pixels (x, y). The vessels fan out from
+    `hilum` (x, y), wind and fork; `length` is about the length of a first branch, in pixels.
     """
     count = 8
     # 0 points up, pi down; more and larger vessels run to the base, where gravity sends the blood.
