@@ -78,8 +78,9 @@ def render_card(
         model_id: The path or repository id from which the card's examples load the model.
         image_size: Input (height, width) in pixels.
         recipe: All values of the training run's recipe, by field.
-        record: From `model_folder.evaluation_record`. Its `data` has `name`, and for `train` and `valid` the numbers of
-            `images`, `studies` and `patients`, and of `positives` by observation where they are known.
+        record: From `model_folder.evaluation_record`. Its entry `data` has the data set's `name`, and for each of the
+            splits `train` and `valid` a mapping such as `{"images": 90, "studies": 60, "patients": 50, "positives":
+            {"Edema": 7}}`; `positives` may be missing.
         best_step: Optimizer step of the checkpoint that was kept.
 
     Raises:
@@ -179,7 +180,7 @@ def _eval_results(record: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def public_recipe(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a recipe for publication: `public_name` shortens the paths of models in the fields `MODEL_FIELDS`."""
+    """Return a recipe for publication: local paths of models, as in the field `init`, are cut to their last part."""
     return {field: _public(value) if field in MODEL_FIELDS else value for field, value in recipe.items()}
 
 

@@ -44,8 +44,8 @@ class ImportedFrom(Terms):
     """The origin of a model that others trained, and its terms.
 
     Attributes:
-        source: The weights; like `data` and `conversion` a phrase without a full stop.
-        data: The training data.
+        source: Where the weights come from. This and the two below are phrases, without a full stop.
+        data: The training data, such as "CheXpert".
         conversion: The changes made by the import.
         labels: Who set the training labels, such as "text-mined labels".
     """
@@ -60,8 +60,9 @@ class ImportedFrom(Terms):
 def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterable[str | None] = ()) -> str:
     """Return who set a data set's own labels, such as "text-mined labels" or "majority of radiologists".
 
-    `labels_by` are values of the data set's column of that name. If all are empty, the answer is looked up by the
-    folder's name `data_name`, the split and its number of patients; `OWN_LABELS` if it is unknown.
+    `labels_by` are the values in the data set's column `labels_by`, which says it for each row. If all are empty, the
+    answer is looked up by the folder's name `data_name`, the split and its number of patients. For an unknown folder it
+    is "labels of the data set".
     """
     if stated := sorted({name for name in labels_by if name}):
         return " and ".join(stated)
