@@ -119,8 +119,8 @@ class CheXpertImageProcessor(TorchvisionBackend):
         """Return the part of an image of `width` x `height` pixels that the model sees.
 
         Returns:
-            Left, top, right and bottom in pixels of the image: all of it unless the processor crops. A crop that
-            is larger than the image, which is then padded, reaches beyond the image.
+            Left, top, right and bottom in pixels of the image: all of it unless the processor crops. If the crop is
+            larger than the image, the processor pads the image, and the box reaches beyond its edges.
 
         Raises:
             ValueError: If `do_pad` is set: the part would depend on the other images of the batch.

@@ -255,8 +255,10 @@ class CheXpertForImageClassification(PreTrainedModel):
     def _positive_minus_negative(self, outputs: Tensor) -> Tensor:
         """Turn the head's outputs `(..., num_outputs)` into one logit per observation `(..., num_labels)`.
 
-        The outputs are one per observation (under U-MultiClass its positive class), then the negative and then the
-        uncertain classes of the observations under U-MultiClass. The last layer's weights can be turned likewise.
+        The outputs are, in this order: one per observation (under U-MultiClass, that of its positive class); the
+        negative classes, and then the uncertain classes, of the observations under U-MultiClass. A logit is the
+        positive output minus the negative one, if there is one. `outputs` may also be the last layer's weights,
+        transposed to `(inputs, num_outputs)`; the result then holds the weights of the logits.
         """
         columns = self._multiclass_columns
         if not columns:
@@ -364,7 +366,8 @@ def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
         config: Its `label_parents` are the hierarchy.
 
     Returns:
-        Logits of the same shape, each of the product of the probabilities of an observation and all its ancestors.
+        Logits of the same shape. The probability of each is the product of the given probabilities of the observation
+        and of all its ancestors.
 
     Source: Pham et al. 2019, arXiv:1911.06475.
     """
@@ -377,11 +380,14 @@ def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
 
 
 def _along_hierarchy(paths: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return 1 - sigmoid(logit), log(p) and 1 - p, each `(batch, num_labels)`; p is the unconditional probability.
+    """Return 1 - s, log(p) and 1 - p of each observation, all `(batch, num_labels)`, in float32.
 
-    1 - p is a sum over the observation and its ancestors, which `paths` (from `hierarchy_paths`) gives. The term of
-    each is 1 - sigmoid of its logit, times the unconditional probability of its parent. Subtracting p from 1 would give
-    0 for high logits, in bf16 from 6 on. The sigmoid is not taken from a library: other runtimes' is 0 below -18.
+    s is the sigmoid of the logit: the probability given that the parent is positive. p is the unconditional
+    probability: the product of s over the observation and its ancestors, which `paths` from `hierarchy_paths` lists.
+
+    1 - p is computed as a sum over the same observations; each adds its own 1 - s times the p of its parent (1 without
+    a parent). Simply subtracting p from 1 would give 0 for high logits, in bf16 from 6 on. 1 - s is computed from an
+    exponential, since the sigmoids of other runtimes are 0 below -18.
     """
     given = logits.float().clamp(-_HIGHEST_LOGIT, _HIGHEST_LOGIT)
     odds = (-given).exp()
@@ -393,7 +399,7 @@ def _along_hierarchy(paths: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def hierarchy_paths(config: CheXpertConfig) -> Tensor:
-    """Return `(num_labels, num_labels)`: 1 if the column's observation is the row's or an ancestor of it, else 0."""
+    """Return a matrix `(num_labels, num_labels)` with a row per observation: 1 at itself and its ancestors, else 0."""
     observations, parents = config.observations, config.label_parents or {}
     paths = torch.eye(len(observations))
     for row, name in enumerate(observations):
@@ -427,8 +433,9 @@ def resolve_labels(labels: Tensor, config: CheXpertConfig) -> Tensor:
 
     Returns:
         Targets of the same shape: in [0, 1], -1 for the uncertain class under U-MultiClass, or -100 for labels without
-        a loss. With `label_parents`, a positive child first makes its ancestors positive (in CheXpert's labels it does
-        not), and a child has a loss only where its parent is positive.
+        a loss. If the config has `label_parents`, two rules follow the hierarchy. The ancestors of a positive
+        observation become positive, too, since the CSV files do not guarantee it. And an observation has a loss only
+        where its parent is positive.
     """
     if config.label_parents:
         paths = hierarchy_paths(config).to(labels.device)  # (L, L): row l is 1 at l and at its ancestors
