@@ -55,8 +55,13 @@ def assess_predictions(
     `probabilities` are `(num_images, num_labels)`; `dataset` holds the images' labels, of the same observations in the
     same order. `replicates` is the number of bootstrap resamples of patients.
 
-    Returns `mean_auroc`, `mean_over` (the observations of that mean), and the lists `observations`, `subgroups` and
-    `gaps`, all as in an entry of `models` from `assessment.assess`; also `name` ("model") and `replicates`.
+    Returns a dictionary of plain types for `evaluation.json`:
+
+    - `mean_auroc`, and `mean_over`: the observations of that mean.
+    - `observations`: the metrics of each observation.
+    - `subgroups`: the metrics of each observation in each subgroup, such as women.
+    - `gaps`: differences of the AUROC between subgroups.
+    - `name`, which is "model", and `replicates`.
     """
     labels = split_labels(dataset, config.blank_labels)
     result = assess(

@@ -4,8 +4,9 @@ Only the files that `chexpert_hf.models.model_files` lists as public are sent: n
 pickles, logs or hashed patient ids. The Hub client's `upload_folder` may divide a folder into several commits, and a
 download in between would mix two models. `create_commit` sends everything at once.
 
-A Space has the files of `space/`, one version of one model, a copy of this package, since it is not on PyPI, and the
-package's requirements. Gradio is not a requirement: a Space gets the version that its README names.
+A Space holds the files of `space/`, one version of one model, a copy of this package, and the package's requirements.
+The copy is needed because the package is not on PyPI. Gradio is not among the requirements: a Space gets the version
+that its README names.
 """
 
 import re
@@ -191,9 +192,10 @@ def stage_space(
 ) -> Listing:
     """Write all files of a Space to a new or empty folder, and list them.
 
-    If `model` is a model folder, it becomes part of the Space, with example drawings only of findings that the model
-    scores. If it is a repository, the Space loads the present commit of `revision`; it gets all example drawings, and
-    shows only those whose finding the model detects.
+    `model` is a model folder or a repository. A model folder is copied into the Space, with example drawings of the
+    findings that the model scores. From a repository, the Space downloads the model when it starts, always from the
+    commit that `revision` names now. Such a Space gets all example drawings, and its app hides those of findings that
+    the model does not detect.
 
     Raises:
         InputError: If `staging` is not empty, or the model folder is not fit to be published.

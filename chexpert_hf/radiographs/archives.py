@@ -96,7 +96,10 @@ class Archive:
 
 
 def _name_of(member: zipfile.ZipInfo) -> str:
-    """Return a member's name with "/" between folders; UTF-8 is recognised without its flag, which macOS omits."""
+    """Return a member's name with "/" between folders.
+
+    A name in UTF-8 should be marked by a flag, but macOS does not set it. So UTF-8 is recognised without the flag, too.
+    """
     name = member.filename
     if not member.flag_bits & _UTF8_NAME:
         with suppress(UnicodeError):

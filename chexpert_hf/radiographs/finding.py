@@ -96,9 +96,10 @@ def read_list(file: Path) -> list[str]:
 
 
 def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Iterator[RadiographFile]:
-    """Yield the radiographs in a folder or archive, or `path` itself if it is a file, even a missing one.
+    """Yield the radiographs in the folder or archive `path`, or `path` itself if it is a file.
 
-    Followed links and skipped files are counted in `found`. The radiographs are not added to `found.files`.
+    A path that does not exist is yielded, too, so that reading it raises an error that the user sees. Followed links
+    and skipped files are counted in `found`. The radiographs are not added to `found.files`.
     """
     if os.path.isdir(path):
         return _Walk(path, found, follow_links).files()
@@ -110,10 +111,11 @@ def radiographs_in(path: str, found: Found, *, follow_links: bool = True) -> Ite
 
 
 def archive_members(path: str, found: Found, *, others: bool = False) -> Iterator[ArchiveMember]:
-    """Yield the radiographs in an archive; one member with an empty name if it has none or cannot be read.
+    """Yield the radiographs in an archive. DICOM files without an image are skipped and counted in `found`.
 
-    DICOM files without an image are skipped and counted in `found`. Archives in the archive are yielded, and with
-    `others` also files that are not images, so that reading each of them raises an error that the user sees.
+    Archives in the archive are yielded, too, since reading them raises an error that the user sees. With `others`,
+    files that are neither images nor archives are yielded for the same reason. If the archive cannot be read, or there
+    is nothing in it to yield, one member with an empty name is yielded.
     """
     try:
         archive = open_archive(path)
@@ -175,10 +177,11 @@ def _glob(root: Path, parts: Sequence[str], follow_links: bool) -> Iterator[Path
 
 
 class _Walk:
-    """A recursive search of one folder, the root, that enters no folder twice; `found` counts links and skipped files.
+    """A recursive search of one folder, the root, that enters no folder twice.
 
-    Links that lead out of the root are followed only if `follow_links` is set. Other links to files are followed; other
-    links to folders are not, since the search reaches their targets anyway.
+    A link that leads out of the root is followed only if the search was created with `follow_links`. A link to a file
+    within the root is always followed. A link to a folder within the root never is, since the search reaches the folder
+    anyway. Followed links and skipped files are counted in the `Found` that the search was created with.
     """
 
     def __init__(self, root: str, found: Found, follow_links: bool) -> None:

@@ -29,9 +29,12 @@ _BAND_PIXELS = 1 << 16
 class RadiographError(InputError):
     """The input cannot be read as one radiograph.
 
-    `reason` is one line of at most 200 characters: what was expected, what was given and what to do. It never holds a
-    path, a file name or text from the input, so that it can be shown and logged. `name`, such as a path, is set by
-    `naming`; `str()` puts the name before the reason.
+    Attributes:
+        reason: One line of at most 200 characters: what was expected, what was given and what to do. It never holds a
+            path, a file name or text from the input, so that it can be shown and logged.
+        name: Name of the input, such as its path; empty until the context manager `naming` sets it.
+
+    `str()` gives "name: reason", or the reason alone if there is no name.
     """
 
     def __init__(self, reason: str) -> None:

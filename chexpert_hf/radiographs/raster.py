@@ -97,9 +97,9 @@ def read_raster(
     """Decode an image file, whose format is one from `format_of`; RadiographError if the file is damaged.
 
     Returns the upright image in mode L, the full image's `(width, height)` when upright, and whether it was in colour.
-    If `target_size` is not None, a large JPEG is decoded smaller, with sides well above that many pixels. Without
-    `with_colour`, colour is not checked, and the last returned value is always False. Checking costs time, since a
-    colour JPEG has to be decoded a second time for it.
+    If the caller will resize the image to `target_size` pixels, a large JPEG is scaled down while it is decoded, but
+    its sides stay well above `target_size`. Without `with_colour`, colour is not checked, and the last returned value
+    is always False. Checking costs time, since a colour JPEG has to be decoded a second time for it.
     """
     try:
         if file_format == "PNG":

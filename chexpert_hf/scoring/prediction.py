@@ -137,7 +137,10 @@ class Prediction:
         return overlay(image, maps[observation], opacity)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all but maps, labels and source in plain types for JSON; an infinite gate `distance` is None."""
+        """Return all but maps, labels and source in plain types for JSON.
+
+        JSON has no infinity: the `distance` of the gate's verdict is None if it was not computed.
+        """
         verdict = None
         if self.gate is not None:
             verdict = asdict(self.gate) | {"distance": self.gate.distance if isfinite(self.gate.distance) else None}

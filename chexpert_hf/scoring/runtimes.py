@@ -60,14 +60,14 @@ def open_runtime(
         model: The model. PyTorch uses it without a copy: it is moved to the device.
         folder: The model folder, which may hold exported graphs; None for a model that is in memory only.
         runtime: One of `RuntimeName`. "auto" skips runtimes that are missing or broken, and names them in `reason`.
-        precision: One of `Precision`. "auto" is bf16 where the processor has instructions for it (a CUDA GPU, or a
-            CPU with PyTorch or OpenVINO; see `autotune`), else fp32. fp16 needs PyTorch on a GPU, or an exported graph;
-            int8 needs an exported graph.
+        precision: One of `Precision`. "auto" on a GPU is bf16 if the GPU has instructions for it, else fp32; for "auto"
+            on a CPU see `autotune`. fp16 needs PyTorch on a GPU, or an exported graph; int8 needs an exported graph.
         device: Such as "cpu" or "cuda:1". None is a GPU if there is one and the runtime can use it, else the CPU.
         input_size: (height, width) in pixels of the images to score.
-        autotune: What "auto" means on a CPU. True: the fastest of fp32 and bf16 in PyTorch and OpenVINO (ONNX Runtime
-            only without OpenVINO), timed on first use and kept in the cache; bf16 only if it is a tenth faster. False:
-            OpenVINO, else ONNX Runtime, else PyTorch, whichever can be opened, in bf16 if the CPU supports it.
+        autotune: What "auto" means on a CPU. If True, runtimes and precisions are timed on first use, and the choice is
+            kept in the cache. PyTorch and OpenVINO are timed (without OpenVINO, ONNX Runtime in its place), each in
+            fp32 and, if supported, bf16. The fastest is chosen; bf16 must be a tenth faster than fp32. If False,
+            OpenVINO is used if it can be opened, else ONNX Runtime, else PyTorch; in bf16 if supported.
 
     Raises:
         InputError: If the runtime, precision or device does not exist, is not installed, or needs a graph that has not
@@ -208,10 +208,12 @@ def _open_graph(
     folder: Path | None,
     input_size: tuple[int, int],
 ) -> Runtime:
-    """Open an exported graph; if none is usable, open a cached or newly converted one, for fp32 and bf16 only.
+    """Open a model's graph in ONNX Runtime or OpenVINO, on the CPU.
 
-    AUTO is bf16 in OpenVINO if the processor supports it, else fp32. Raise GraphError if the precision is not
-    supported, or there is no graph and none can be converted.
+    An exported graph in `folder` is used if there is one that works. Otherwise, for fp32 and bf16 only, the graph is
+    taken from the cache, or converted now. `asked` is the precision that the user asked for. AUTO becomes bf16 in
+    OpenVINO if the CPU supports it, else fp32. Raise GraphError if bf16 was asked for and is not supported, or there is
+    no graph and none can be converted.
     """
     precision = asked
     if asked in (Precision.AUTO, Precision.BF16):

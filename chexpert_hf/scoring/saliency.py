@@ -131,7 +131,7 @@ class NoMaps(Mapping[str, NDArray[np.float32]]):
 
 
 def unknown_observation(observation: str, observations: Iterable[str]) -> KeyError:
-    """Return a KeyError for an unknown name, which lists the valid ones."""
+    """Return the KeyError for an unknown observation; its message lists the valid names, `observations`."""
     return KeyError(f"{observation!r}; expected one of {', '.join(observations)}.")
 
 

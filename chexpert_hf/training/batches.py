@@ -25,8 +25,11 @@ _SMOOTHING_STREAM = 1_000_003
 class RadiographDataset(torch.utils.data.Dataset):
     """The radiographs of a split from `load_dataset`, read on demand and not yet augmented.
 
-    `to_targets` maps a row's raw labels `(num_labels,)` and its index to a dictionary of targets. `images` is the array
-    from `cache.cached_images`; no file is read if it is given.
+    Args:
+        dataset: The split.
+        processor: Resizes the images.
+        to_targets: Maps a row's raw labels `(num_labels,)` and its index to a dictionary of targets.
+        images: All images, decoded already, from `cache.cached_images`; if None, their files are read.
     """
 
     def __init__(

@@ -48,7 +48,8 @@ def with_stated_labels(recipe: Recipe, train: datasets.Dataset, say: Callable[[s
     the removed observations, and one that names the kept observations that are positive or uncertain in no training
     image.
 
-    A recipe with a `held_out_fold` is returned unchanged, since all folds must have the outputs of the whole run.
+    A recipe with a `held_out_fold` is returned unchanged. It trains one of the models for cross-fitting, and all of
+    these must score the same observations.
 
     Raises:
         RecipeError: If no observation is left.

@@ -25,11 +25,13 @@ _MIN_MASS = 1e-20
 def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = None) -> Tensor:  # noqa: ARG001 - the Trainer passes it
     """Return the squared AUC-margin loss, a mean over the observations with both classes in the batch.
 
-    For the scores h = sigmoid(logit) of an observation it is the variance of h over the positives, plus that over the
-    negatives, plus max(0, `AUC_MARGIN` - (mean of the positives - mean of the negatives)) squared. This is the closed
-    form, for a given batch, of the min-max problem of Yuan et al. 2021, arXiv:2012.03173, equation 7. Use it to
-    fine-tune a model trained with cross-entropy, with several positives of each observation in a batch. Gradients
-    cannot be accumulated over smaller batches, since the loss compares images within a batch.
+    An observation's loss is a sum of three terms, computed from its probabilities in the batch: the variance among the
+    positive images, the variance among the negative images, and `max(0, AUC_MARGIN - gap) ** 2`. `gap` is the mean
+    probability of the positive images minus that of the negative ones. For a given batch, this is the closed form of
+    the min-max problem of Yuan et al. 2021, arXiv:2012.03173, equation 7.
+
+    Use it to fine-tune a model trained with cross-entropy, with several positives of each observation in a batch.
+    Gradients cannot be accumulated over smaller batches, since the loss compares images within a batch.
 
     `outputs` has `logits` `(batch, num_labels)`; `labels`, of the same shape, are in [0, 1] or -100 (ignored). A soft
     label p counts as a positive of weight p and a negative of weight 1 - p.
@@ -49,15 +51,16 @@ def auc_margin_loss(outputs: Any, labels: Tensor, num_items_in_batch: object = N
 def map_loss(
     outputs: Any, targets: Tensor, weights: Tensor | None = None, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
-    """Return the cross-entropy of logits made from the strongest cells of the saliency maps instead of their means.
+    """Return a second classification loss: the cross-entropy of the strongest cells of the saliency maps.
 
-    The model's logit is the mean of the map plus the head's bias, which lets a network spread its evidence over the
-    whole image. With log-mean-exp in place of the mean, an image with the finding needs a strong cell. Source: Pinheiro
-    and Collobert 2015, arXiv:1411.6228, section 3.2; Wang et al. 2017, arXiv:1705.02315.
+    The model's own logit is the mean over all cells of a map, plus the head's bias. A network can reach a high mean by
+    spreading its evidence over the whole image. This loss takes other logits, with log-mean-exp (a smooth maximum) in
+    place of the mean. To make them high, the network needs at least one strong cell. Source: Pinheiro and Collobert
+    2015, arXiv:1411.6228, section 3.2; Wang et al. 2017, arXiv:1705.02315.
 
     `outputs` has `logits` `(batch, num_labels)` and `saliency` `(batch, num_labels, h, w)`. `targets` and `weights`
-    have the logits' shape; negative targets are ignored. The sum of the losses is divided by `num_items_in_batch`, or
-    by the number of targets that are not ignored.
+    have the shape of the logits; negative targets are ignored. The result is the sum of the losses, divided by
+    `num_items_in_batch` or, if that is None, by the number of targets that are not ignored.
     """
     maps = outputs.saliency.float().flatten(2)  # (B, num_labels, cells)
     strongest = (torch.logsumexp(MAP_SHARPNESS * maps, dim=2) - math.log(maps.shape[2])) / MAP_SHARPNESS

@@ -49,9 +49,14 @@ class RecipeError(InputError):
 
 
 def _value(default: Any, text: str, expected: str | None = None, *, flag: bool | str = False) -> Any:
-    """Declare a field of the recipe. `text` describes it; `expected`, a key of `_RANGES`, is the range of a number.
+    """Declare a field of the recipe.
 
-    If `flag` is True, `chexpert-hf train` has an option for the field; a string is an option that sets it to False.
+    Args:
+        default: The field's default.
+        text: Describes the field, such as in `chexpert-hf train --help`.
+        expected: For a number: its range, as a key of `_RANGES`, such as "at least 1".
+        flag: Whether `chexpert-hf train` has an option for the field, named after it, such as `--frontal-only`. A
+            string, such as "--all-views", names a second option, which sets the field to False.
     """
     return field(default=default, metadata={"text": text, "expected": expected, "flag": flag})
 

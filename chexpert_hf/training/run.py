@@ -63,8 +63,8 @@ REPORTERS = ("none", "tensorboard", "trackio")
 class TrainingResult:
     """The model folder that a training has written, and the model's evaluation on the validation split.
 
-    `chosen` describes the checkpoint that became the model, or an ensemble's checkpoints, such as "step 300, the best
-    on these same studies", which are the studies of the evaluation.
+    `chosen` is a text that says which checkpoint, or which checkpoints of an ensemble, became the model. An example is
+    "step 300, the best on these same studies"; "these" means the studies of the validation split.
     """
 
     folder: Path
@@ -223,8 +223,9 @@ def _train_once(
 def _locked_output(output: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
     """Context manager: make and lock the folder `output`, and write the recipe into it.
 
-    Raise RecipeError if `output` is a file, or holds anything but a recipe; with `resume`, if it holds files but no
-    recipe, or another recipe. Raise FolderError if another run writes into it.
+    A missing or empty folder is always accepted. With `resume`, the folder may also hold a run of the same recipe.
+    Without `resume`, it may hold a recipe, but nothing else. In all other cases, RecipeError is raised. Raise
+    FolderError if another run writes into the folder.
     """
     if not PartialState().is_main_process:
         PartialState().wait_for_everyone()

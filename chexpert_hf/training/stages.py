@@ -73,9 +73,11 @@ class Stages:
     def soft_labels(self, recipe: Recipe, dataset: datasets.Dataset) -> NDArray[np.float32] | None:
         """Return a teacher's probabilities of uncertain labels `(num_rows, num_labels)`, NaN for other labels.
 
-        They are read from `recipe.teacher` if that is a CSV file, else from `soft_labels.csv` in the run's folder. If
-        `soft_labels.csv` is missing, it is written first: by the model `recipe.teacher`, or by a teacher trained now if
-        that is None. Return None if no observation has the policy U-SelfTrained.
+        If `recipe.teacher` is a CSV file, they are read from it, else from `soft_labels.csv` in the run's folder. If
+        `soft_labels.csv` is missing, a teacher scores the images first, and the file is written. The teacher is the
+        model that `recipe.teacher` names; if that is None, a teacher is trained now.
+
+        Return None if no observation has the policy U-SelfTrained.
         """
         observations, teacher = recipe.self_trained_observations, recipe.teacher
         if not observations:
@@ -141,7 +143,7 @@ class Stages:
 
 
 def _pixel_values_settings(processor: CheXpertImageProcessor) -> dict[str, Any]:
-    """Return the settings of a processor that decide on the pixel values of an image of a given size."""
+    """Return a processor's settings that affect pixel values, such as `image_mean`, except for the image size."""
     return {name: getattr(processor, name) for name in ("image_mean", "image_std", "gray_range", "do_square_crop")}
 
 

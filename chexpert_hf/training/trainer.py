@@ -44,7 +44,11 @@ COMPILED_FROM = 4000  # steps that repay a minute or two of compilation
 class CheXpertTrainer(DurableCheckpoints):
     """A Trainer for batches of gray levels, which it augments and normalises on the accelerator.
 
-    `teachers` are models to distil: their mean probability for the same augmented images is mixed into the labels.
+    Args:
+        recipe: The recipe of the run.
+        teachers: Models to distil; empty for none. Their mean probability for the same augmented images is mixed into
+            the labels.
+        kwargs: Arguments of `Trainer`.
     """
 
     def __init__(self, *, recipe: Recipe, teachers: Sequence[CheXpertForImageClassification], **kwargs: Any) -> None:
@@ -88,7 +92,8 @@ class CheXpertTrainer(DurableCheckpoints):
     def _with_teachers(self, targets: Tensor, pixel_values: Tensor) -> Tensor:
         """Mix the teachers' mean probability into targets `(batch, num_labels)`; -1 and -100 stay as they are.
 
-        Cross-entropy is linear in its targets, so this is the weighted sum of the losses for labels and for teachers.
+        The loss for the mixed targets equals a weighted sum of two losses, one for the labels and one for the teachers'
+        probabilities, since cross-entropy is linear in its targets.
         """
         with self.compute_loss_context_manager():
             logits = [teacher(pixel_values).logits.float() for teacher in self.teachers]
@@ -133,9 +138,12 @@ class CheXpertTrainer(DurableCheckpoints):
 
 
 class BestCheckpoints(TrainerCallback):
-    """Deletes all checkpoints except the newest and the `count` best by validation AUROC.
+    """Deletes all checkpoints except the newest and the best ones by validation AUROC.
 
     Also makes the Trainer evaluate and save after the last step of the run, not only at its regular intervals.
+
+    Args:
+        count: Number of best checkpoints to keep.
     """
 
     def __init__(self, count: int) -> None:
@@ -309,5 +317,8 @@ def _compute_metrics(prediction: EvalPrediction, studies: Sequence[str], known: 
 
 
 def _evaluation_targets(_labels: Tensor, index: int, targets: Tensor) -> dict[str, Tensor]:
-    """Return the evaluation targets of an image: row `index` of `targets`, which has those of all images."""
+    """Return the evaluation targets of one image: row `index` of `targets`, `(num_images, num_labels)`.
+
+    The raw labels, `_labels`, are not used; `RadiographDataset` passes them to every function of this kind.
+    """
     return {"labels": targets[index]}

@@ -63,9 +63,13 @@ _QUIET = threading.Lock()
 def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, str, tuple[str, ...]]:
     """Read a DICOM file's only frame as 8-bit pixels; preamble and file meta information may be missing.
 
-    Returns the pixels, `(rows, columns)` from `windowing.render` or RGB `(rows, columns, 3)`; whether the view is
-    lateral, None if the header does not say; the element that rules out a chest radiograph, such as "BodyPartExamined
-    is BREAST", or ""; and a line for each missing element that was derived and each unusable one that was ignored.
+    Returns four values:
+
+    - The pixels: gray levels `(rows, columns)`, or RGB `(rows, columns, 3)` for a colour image.
+    - Whether the view is lateral; None if the header does not say.
+    - The element that rules out a chest radiograph, such as "BodyPartExamined is BREAST"; "" if there is none.
+    - A line for each missing element that was derived from others, and each unusable one that was ignored.
+
     Raises RadiographError if the file is damaged, or is not one image in a supported encoding.
     """
     damaged = "The DICOM file is damaged or cut short, expected a complete one; copy or export it again."
@@ -83,8 +87,10 @@ def read_dicom(stream: BinaryIO) -> tuple[NDArray[np.uint8], bool | None, str, t
 def holds_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
     """Return whether a DICOM file holds an image (a report or DICOMDIR does not); True if it is too damaged to tell.
 
-    The storage class in `head`, the first 512 bytes, tells. If that is private or missing, `whole` opens the file, to
-    look for pixels. Source: DICOM PS3.4, B.5 (storage classes), PS3.10, 7.1 (file meta information).
+    `head` is the file's first 512 bytes. The storage class in them decides, such as "Digital X-Ray Image Storage". If
+    the class is private or missing, the file is searched for pixels; `whole` is called to open it.
+
+    Source: DICOM PS3.4, B.5 (storage classes), PS3.10, 7.1 (file meta information).
     """
     with suppress(*MALFORMED), _silence():
         storage_class = UID(str(read_meta(BytesIO(head), last=_STORAGE_CLASS)[_STORAGE_CLASS].value)).name

@@ -44,7 +44,8 @@ class InflatedStream(BytesIO):
     def read_last(self, size: int) -> bytes:
         """Read the pixels, `size` bytes, as the last read of the stream.
 
-        Up to 1 MB behind the pixels is decompressed, too: EOFError if the data break off there, as in a truncated file.
+        Up to 1 MB of the data after the pixels is decompressed, too, to find out whether the file was cut short. If the
+        data end too early, there or in the pixels, EOFError is raised.
         """
         data = super().read(size)
         rest = self._inflater.decompress(self._inflater.unconsumed_tail, size - len(data) + _MAX_REST_BYTES)
@@ -73,9 +74,10 @@ class _MeteredStream:
 
 
 def read_meta(stream: BinaryIO, last: int = 0x0002FFFF) -> Dataset:
-    """Read the file meta information (group 2) up to the tag `last`; empty if the file has none.
+    """Read a file's meta information, the elements of group 2; empty if the file has none.
 
-    The preamble may be missing, too.
+    Elements after the tag `last` are not read; by default all of group 2 is. The file may lack the preamble of 128
+    bytes.
     """
     stream.seek(0)
     has_preamble = stream.read(_PREAMBLE_BYTES)[128:] == b"DICM"

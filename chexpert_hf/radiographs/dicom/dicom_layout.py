@@ -186,7 +186,10 @@ def _another_kind(keywords: str) -> RadiographError:
 
 
 def _read_j2k_header(codestream: bytes) -> FrameHeader:
-    """Read the SIZ segment of JPEG 2000 data without a JP2 container. Source: ISO/IEC 15444-1 annex A.5.1."""
+    """Read size and precision from the header of JPEG 2000 data, which must not be in a JP2 container.
+
+    Source: ISO/IEC 15444-1 annex A.5.1 (SIZ segment).
+    """
     if not codestream.startswith(b"\xff\x4f\xff\x51"):
         raise RadiographError("Expected bare JPEG 2000 data in the DICOM file, got others, such as JP2; convert it.")
     right, bottom, left, top, tile_width, tile_height, tiles_left, tiles_top, num_samples, depth = struct.unpack_from(

@@ -80,9 +80,11 @@ def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> N
 def _window(values: NDArray[np.float64], used: NDArray[np.float64], header: Header) -> NDArray[np.float64] | None:
     """Apply the first usable window to `values`; return the result in 0..1, or None if no window is usable.
 
-    `values` are from `_modality`, one for each possible stored value, ordered by stored value. `used` is the part of
-    `values` from the image's smallest stored value to its largest. A window that covers none of `used` adds a line to
-    `header.notes`. Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
+    `values` holds the result of `_modality` for every stored value that is possible, such as 0 to 255, not for every
+    pixel. `used` is the part of them from the smallest stored value that occurs in the image to the largest. If a
+    window covers none of `used`, the image becomes all black or all white, and a line in `header.notes` says so.
+
+    Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """
     centers, widths = header.numbers("WindowCenter"), header.numbers("WindowWidth")
     if not centers and not widths:
@@ -123,10 +125,11 @@ def _used_range(pixels: NDArray[np.integer], header: Header) -> tuple[int, int]:
 
 
 def _table(header: Header, keyword: str, dtype: np.dtype) -> tuple[int, NDArray[np.unsignedinteger], int] | None:
-    """Return a modality or VOI lookup table: first mapped value, entries, and bits per entry; None if there is none.
+    """Return a lookup table: the value that its first entry is for, its entries, and the bits per entry.
 
-    `dtype` is that of the pixels. Entries of 8 bits may take one byte or two, so the amount of data decides. Source:
-    DICOM PS3.3, C.11.1.1.
+    None if the header has no such table. `keyword` is "ModalityLUTSequence" or "VOILUTSequence"; `dtype` is the type of
+    the image's pixels. An entry of 8 bits is stored in one byte or in two; the length of the table's data tells which.
+    Source: DICOM PS3.3, C.11.1.1.
     """
     items = header.items(keyword)
     if not items:

@@ -174,10 +174,10 @@ def _write_and_compare(
     folder: Path,
     say: Callable[[str], None],
 ) -> dict[str, float]:
-    """Write a graph of a runtime and precision (`kind`) to `folder`; return the result of `measure_parity` on it.
+    """Write a graph of a runtime and precision (`kind`) to `folder`, and compare it with the model.
 
-    The graph is compared with the model on the pixel values `compared`, and for int8 quantised on those in
-    `calibration`. Raises InputError if it differs too much.
+    `compared` are the pixel values of the images to compare on. `calibration` are those of the images to quantise on,
+    used for int8 only. Returns the differences from `measure_parity`; raises InputError if they are too large.
     """
     runtime, precision = kind
     say(f"Converting to {runtime.value}, {precision.value}")
@@ -218,9 +218,12 @@ def _images_to_export_with(
 ) -> tuple[list[Image.Image], str]:
     """Return the images for an export, and the name of the data that they are from.
 
-    For int8, the images are radiographs from `calibration`, or phantoms if that is None; a graph is compared with its
-    model on the first third, and quantised on the rest. For another precision, the images are phantoms, all for the
-    comparison; the phantom of `reference.json` in the model folder `source`, if there is such a file, is the first.
+    For int8, the images are radiographs from the folder `calibration`, or phantoms if that is None. The first third is
+    for comparing the graph with its model, the rest for quantising.
+
+    Without int8, the images are phantoms, all of them for comparing. If the model folder `source` has a
+    `reference.json`, the phantom that this file describes comes first.
+
     `processor` tells the size that the images will be resized to.
     """
     if not is_int8:

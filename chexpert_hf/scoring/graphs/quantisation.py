@@ -44,12 +44,14 @@ _quiet_lock = RLock()
 
 @torch.no_grad()
 def equalise(model: CheXpertForImageClassification, pixel_values: Tensor) -> CheXpertForImageClassification:
-    """Return a copy of a model with the same outputs, up to rounding, but channels of similar ranges, for int8.
+    """Return a copy of a model that suits int8 better: its outputs are the same, its channels have similar ranges.
 
-    All channels of an activation share one scale in int8, so a channel of small values gets few levels. As `relu(s * x)
-    = s * relu(x)`, a BatchNorm's output channel can be scaled if the convolution behind its ReLU is scaled inversely.
-    Ranges are measured on `pixel_values`, `(num_images, num_channels, height, width)`. A backbone without a convolution
-    behind a BatchNorm and ReLU is only copied.
+    In int8, all channels of a feature map share one scale, so a channel of small values gets few levels. Here such a
+    channel is multiplied by a factor s in a BatchNorm, and divided by s in the next convolution. The ReLU between the
+    two allows this, since `relu(s * x) = s * relu(x)` for s > 0. The outputs change by rounding errors only.
+
+    Ranges are measured on `pixel_values`, `(num_images, num_channels, height, width)`. A model whose backbone never has
+    a BatchNorm, a ReLU and a convolution in this order is copied unchanged.
 
     Source: Nagel et al. 2019, arXiv:1906.04721, section 4.1, with ranges of activations measured on images.
     """
@@ -102,7 +104,9 @@ def _quietly() -> Iterator[None]:
 
 @_quietly()
 def halve_graph(runtime: RuntimeName, source: Path, target: Path) -> None:
-    """Convert a float32 graph (file `source`, for ONNX or OPENVINO) to fp16 weights, and write it to the file `target`.
+    """Read a float32 graph from the file `source`, convert its weights to fp16, and write it to the file `target`.
+
+    `runtime`, ONNX or OPENVINO, tells the format of both files.
 
     Raises:
         GraphError: If a library for the conversion is not installed.
@@ -126,9 +130,10 @@ def halve_graph(runtime: RuntimeName, source: Path, target: Path) -> None:
 
 @_quietly()
 def quantise_graph(runtime: RuntimeName, source: Path, target: Path, images: Images) -> None:
-    """Convert the convolutions of a float32 graph (file `source`, for ONNX or OPENVINO) to int8; write it to `target`.
+    """Read a float32 graph from the file `source`, convert its convolutions to int8, and write it to the file `target`.
 
-    The ranges of the activations are measured on `images`, `(num_images, num_channels, height, width)`.
+    `runtime`, ONNX or OPENVINO, tells the format of both files. The ranges of the activations are measured on `images`,
+    `(num_images, num_channels, height, width)`.
 
     Raises:
         GraphError: If a library for the conversion is not installed.
