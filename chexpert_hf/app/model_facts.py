@@ -71,7 +71,7 @@ class ObservationMetrics(BaseModel):
     def estimate(self) -> Estimate | None:
         """The AUROC with its 95 % interval; None if the AUROC was not measured.
 
-        If `evaluation.json` has no interval, Newcombe's is computed from the numbers of studies.
+        If `evaluation.json` has no interval, one is computed by Newcombe's method, from the numbers of studies.
         """
         if self.auroc is None or not isfinite(self.auroc):
             return None
@@ -147,10 +147,11 @@ class ModelFacts:
         )
 
     def right_calls(self, above: Sequence[str]) -> tuple[str, ...]:
-        """Return (sentence,) on how many positive calls of the findings `above` were right when the model was tested.
+        """Return a sentence on how often the model's positive calls were right when the model was tested.
 
-        The sentence has the lowest and the highest positive predictive value of these findings. Findings with fewer
-        than `FEW_STUDIES` positive calls in the test are ignored; the result is () if none remains.
+        `above` are the findings whose probability is above the operating point in the study shown. The sentence gives
+        the lowest and the highest positive predictive value among them. Findings with fewer than `FEW_STUDIES` positive
+        calls in the test are ignored. The result is a tuple with the sentence, or () if no finding remains.
         """
         figures = [self.metrics.of(name) for name in above] if self.metrics else []
         shares = {

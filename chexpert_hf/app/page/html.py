@@ -71,7 +71,7 @@ def message_html(*reasons: str, note: str = "", is_of_file: bool = False, can_sc
 def delivery_html(content: bytes, name: str, media_type: str) -> Markup:
     """Return an invisible link that holds the `content` of a file, for the browser to save under `name`.
 
-    The script `assets/delivery.js` saves the file whenever the link changes, which a new id makes sure of each time.
+    Each link has a new id, since the script `assets/delivery.js` saves a file only when the link has changed.
     """
     link = Markup('<a data-id="{}" href="{}" download="{}"></a>')
     return link.format(uuid4().hex, data_url(content, media_type), name)

@@ -107,7 +107,7 @@ class Listing:
     def _finished(self, state: ListState) -> Updates:
         """Return updates that show a summary in place of the progress and hide the Stop button.
 
-        The updates change nothing if a row has no result yet: by now, `state` may hold a new list.
+        If a row has no result yet, a new list has replaced the scored one: then the updates change nothing.
         """
         done = state.scored
         if len(done) < len(state.rows):
@@ -212,7 +212,7 @@ class Listing:
 
 
 def _paced(parts: Iterable[Any], done: list[Any]) -> Iterator[float]:
-    """Append each part to `done`; after the first, and then every `_PROGRESS_SECONDS` at most, yield seconds passed."""
+    """Append each part to `done`; yield the seconds since the start, at most once in `_PROGRESS_SECONDS`."""
     start, shown_at = time.monotonic(), 0.0
     for part in parts:
         done.append(part)

@@ -43,14 +43,14 @@ def bar_html(title: str = "", *, has_back: bool = False, place: tuple[int, int] 
 
 @dataclass(frozen=True)
 class ResultState:
-    """A session's state: the study that is shown, or whose items are still to be read."""
+    """The study of a visitor's session, before or after its views are scored, and the bar above its result."""
 
     study: Study
-    bar: str | None = None  # HTML of the bar above a list's row or study, or an example; None above an upload
+    bar: str | None = None  # HTML of the bar; None if it has the name of an upload, which the browser fills in
 
 
 class Panel:
-    """The components that show a result, and their handlers, which also change the caller's `bar` and `message`."""
+    """The Gradio components that show a result, and their handlers; `bar` and `message` are components above it."""
 
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
         self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message
@@ -89,7 +89,7 @@ class Panel:
     def cleared(self, bar: str = "", message: str = "", state: ResultState | None = None) -> Updates:
         """Return updates that remove the result, so that no earlier scores stay beside the new message.
 
-        `bar` and `message` are the HTML to show instead; `state` becomes the session's, and None forgets the uploads.
+        `bar` and `message` are HTML to show instead. `state` is the session's new state; None forgets the uploads.
         """
         return {
             self._state: state,

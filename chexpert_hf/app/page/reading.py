@@ -142,7 +142,7 @@ def read(classifier: CheXpertClassifier, item: Item, *, size: int = DISPLAY_SIZE
 
 
 def decode(classifier: CheXpertClassifier, data: bytes) -> bytes | Radiograph:
-    """Return the bytes of a JPEG, which `predict` decodes at reduced size; read others, or raise RadiographError."""
+    """Read a file's bytes, or raise RadiographError; leave a JPEG unread, for `predict` to decode at reduced size."""
     return data if data.startswith(_JPEG_MAGIC) else classifier.read(data)
 
 

@@ -48,7 +48,7 @@ def describe_map(observation: str, peak: float, grid: Sequence[int]) -> str:
 
 
 def describe_strength(peak: float, is_above: bool) -> str:
-    """Return a note on a map of this `peak`, such as "below its operating point, 40 % of the strongest map", or ""."""
+    """Return a note on a map of this `peak`, such as "no evidence"; "" for a peak of 1 above the operating point."""
     notes = [] if is_above else ["below its operating point"]
     if peak <= 0:
         notes.append("no evidence")

@@ -140,7 +140,7 @@ async def draw(
 async def maps_of(classifier: CheXpertClassifier, data: bytes, observation: object) -> SaliencyMaps:
     """Return the maps of all observations for a radiograph, given as a file's bytes.
 
-    `observation` is only checked.
+    `observation` is the one that the request names. It must be one of the model's, but does not change the result.
 
     Raises:
         InputError: If the model lacks `observation`, the file cannot be read, or too many requests are waiting.

@@ -39,7 +39,8 @@ class SharedClassifier(CheXpertClassifier):
         max_waiting: Number of unanswered radiographs at which the scheduler may refuse more.
 
     Attributes:
-        scheduler: Computes the predictions of `predict`; the `kind` of a request is whether maps are wanted.
+        scheduler: Gathers the requests of `predict` into batches. Requests with maps and requests without maps do not
+            share a batch.
     """
 
     def __init__(self, classifier: CheXpertClassifier, *, max_waiting: int = MAX_WAITING) -> None:
