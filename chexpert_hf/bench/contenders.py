@@ -118,10 +118,10 @@ def untrained_model(folder: Path, image_size: int) -> Path:
 
 
 def radiographs(folder: Path | None, limit: int, scratch: Path) -> list[str]:
-    """Return paths of at most `limit` radiographs of a folder; if it is None, of phantoms written to `scratch`.
+    """Return the paths of the first `limit` radiographs in `folder`; if `folder` is None, of `limit` phantoms.
 
-    The phantoms are JPEGs of 390 x 390 pixels; `scratch` is created. Raises InputError if the folder has no
-    radiographs outside of archives.
+    The phantoms are JPEGs of 390 x 390 pixels. They are written to `scratch`, a folder that is created for them. Raises
+    InputError if `folder` has no radiographs, or has them only in archives.
     """
     if folder is not None:
         files = [file for file in find_radiographs([folder]).files if not isinstance(file, ArchiveMember)]

@@ -1,6 +1,7 @@
-"""Run a benchmark: contenders take turns, round by round, so that other load on the machine affects all alike.
+"""Run a benchmark of contenders: ways of scoring radiographs, such as one runtime in one precision.
 
-Each contender has a process of its own, so that its memory can be measured and no thread pools interfere.
+They take turns, round by round, so that other load on the machine affects all alike. Each has a process of its own, so
+that its memory can be measured and no thread pools interfere.
 """
 
 import multiprocessing
@@ -34,9 +35,10 @@ class Contender(ABC):
 
     @abstractmethod
     def score(self, paths: Sequence[str]) -> NDArray[np.floating] | None:
-        """Read and score files; return probabilities `(num_files, num_labels)`, to compare with those of `REFERENCE`.
+        """Read and score files; return probabilities `(num_files, num_labels)`.
 
-        The row of a file that cannot be read is NaN. Return None if the probabilities cannot be compared.
+        The benchmark compares them with those of the package itself in PyTorch and float32. The row of a file that
+        cannot be read is NaN. Return None if the probabilities cannot be compared.
         """
 
     @abstractmethod
@@ -54,7 +56,7 @@ class Contender(ABC):
 
 @dataclass(frozen=True)
 class Spec:
-    """The name and settings of a contender, and the function that creates it."""
+    """How to create one `Contender`, a way of scoring whose speed is measured: its name, function and settings."""
 
     name: str
     make: Callable[[], Contender]  # called in the contender's own process, so it must be picklable
@@ -64,7 +66,7 @@ class Spec:
 
 @dataclass
 class Measurements:
-    """The measured results of one contender."""
+    """The measured speed and memory of one `Contender`, a way of scoring radiographs."""
 
     name: str
     saliency: bool = False
@@ -72,7 +74,7 @@ class Measurements:
     model_only: list[float] = field(default_factory=list)  # images per second through the network, in each round
     latencies: list[float] = field(default_factory=list)  # seconds of the network for one image, several in each round
     mebibytes: float | None = None  # peak memory of the process; None if it cannot be measured
-    difference: float | None = None  # largest between a probability and that of `REFERENCE`; None if not comparable
+    difference: float | None = None  # largest difference from a probability of torch in fp32; None if not comparable
     failure: str | None = None  # why there are no results
 
     @property
@@ -82,7 +84,7 @@ class Measurements:
 
 
 class _Process:
-    """A child process with a contender in its global `_loaded`; `measured` collects the contender's results."""
+    """A child process that holds one `Contender` and runs it; `measured` collects the results."""
 
     def __init__(self, spec: Spec, stack: ExitStack) -> None:
         self.spec, self.measured = spec, Measurements(spec.name, spec.saliency)
@@ -135,7 +137,10 @@ def _load(make: Callable[[], Contender]) -> None:
 
 
 def _timed(method: str, argument: Any) -> tuple[Any, float]:
-    """Call a method of this process's contender with one argument; return the result, and the seconds that it took."""
+    """Call a method, such as "score", with one argument; return its result and the seconds that it took.
+
+    The method is one of `Contender`, a way of scoring whose speed is measured. This process has one: `_loaded[0]`.
+    """
     start = time.perf_counter()
     result = getattr(_loaded[0], method)(argument)
     return result, time.perf_counter() - start
@@ -153,10 +158,10 @@ def _peak_mebibytes() -> float | None:
 def run_benchmark(
     specs: Sequence[Spec], paths: Sequence[str], *, rounds: int, say: Callable[[str], None]
 ) -> list[Measurements]:
-    """Measure all contenders on radiographs, and return their results in the order of `specs`.
+    """Measure the speed and memory of several ways of scoring radiographs; return results in the order of `specs`.
 
     Args:
-        specs: The contenders.
+        specs: The ways of scoring (contenders), such as one runtime in one precision.
         paths: Radiographs; in each round every contender scores all of them.
         rounds: Number of rounds; the order of the contenders is reversed each time.
         say: Called with each line on the progress.
@@ -185,7 +190,10 @@ def run_benchmark(
 
 
 def as_table(results: Sequence[Measurements], baseline: str = REFERENCE) -> str:
-    """Return a text table of the contenders: medians and ranges over the rounds, and speed relative to `baseline`."""
+    """Return the results as a text table, with a row for each contender (a way of scoring that was measured).
+
+    The row has medians and ranges over the rounds, and the speed relative to the contender whose name is `baseline`.
+    """
     base = next((item.end_to_end for item in results if item.name == baseline and item.end_to_end), None)
     from chexpert_hf.evaluation.tables import aligned  # here: the measured processes do not need it
 
