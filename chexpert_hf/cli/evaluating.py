@@ -162,8 +162,8 @@ def _results(
 ) -> tuple[dict[str, Any], str]:
     """Evaluate each model; return (values for JSON, tables as one text).
 
-    `scores` are the probabilities from each model. `second` are the metrics on --reference, or None. If there are any,
-    they are added to both results.
+    `scores` are the probabilities from each model. `second` are the metrics on --reference, None without that option;
+    the JSON values and the tables include them.
     """
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import as_table, reference_table

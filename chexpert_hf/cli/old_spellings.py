@@ -22,9 +22,9 @@ _FORMER = {
 
 
 class _Word(str):
-    """A word typed on the command line; default values are plain strings.
+    """A word typed on the command line, as a class of its own to tell it from default values, which are plain strings.
 
-    Words are compared by `is`, since the same text may be typed twice.
+    Words are compared by `is`, not by `==`: a user may type the same text twice, for two arguments.
     """
 
 

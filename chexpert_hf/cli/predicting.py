@@ -237,7 +237,10 @@ def _to_standard_output(
 
 
 class _Progress:
-    """Shows progress on standard error, as a bar or, without a terminal, as lines; also errors and flagged images."""
+    """Shows progress on standard error, as a bar or, without a terminal, as lines.
+
+    Each file that cannot be scored, and each image that the gate flags, gets a line with the reason.
+    """
 
     def __init__(self, bar: "tqdm") -> None:
         self._bar = bar

@@ -62,7 +62,10 @@ def _show(output: Path, evaluation: "Evaluation", as_json: bool) -> None:
 
 
 def _make(output: Path) -> "Evaluation":
-    """Run all steps under a progress bar or, without a terminal, with a line per stage; return the evaluation."""
+    """Draw phantoms, train and evaluate a model and write everything to `output`; return the evaluation.
+
+    Progress is shown as a bar or, without a terminal, as a line per stage.
+    """
     from chexpert_hf.quickstart import run_quickstart
 
     hide_bars()
@@ -84,8 +87,9 @@ def _make(output: Path) -> "Evaluation":
 def _bundled_page() -> Iterator[str]:
     """Serve the app with the bundled model from another process while this context is open; yield its URL.
 
-    Training starts processes by fork, which the threads of a server in the same process would endanger. The other
-    process has a session of its own, so that Ctrl-C is for this process alone; it ends when this one does.
+    The server is not in this process, since training forks this process, and a fork is unsafe while a server's threads
+    run. The server's process has a session of its own, so that Ctrl-C does not reach it. It ends when this process
+    ends.
     """
     command = [sys.executable, "-c", f"from {__name__} import serve_bundled_model as serve; serve()"]
     with TemporaryFile("w+", encoding="utf-8") as log:
