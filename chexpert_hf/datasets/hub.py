@@ -87,9 +87,10 @@ def write_files(splits: Mapping[str, Any], folder: Path) -> None:
 
     Args:
         splits: A `datasets.DatasetDict` or `IterableDatasetDict` with a feature of images. A feature of text or numbers
-            becomes a column. A `ClassLabel` becomes one column if it is a fact, such as the sex, or if its classes are
-            states of one observation ("unlabeled", "uncertain", "absent", "present"). Any other `ClassLabel`, or a list
-            of them, becomes a column of 1 and 0 for each class. Features of other kinds are dropped.
+            becomes a column. A `ClassLabel` becomes one column if its name is that of a fact about the patient or
+            image, such as "sex", or if its classes are states of one observation ("unlabeled", "uncertain", "absent",
+            "present"). Any other `ClassLabel`, or a list of them, becomes a column of 1 and 0 for each class. Features
+            of other kinds are dropped.
         folder: The existing folder to write to.
 
     Raises:

@@ -116,9 +116,10 @@ def table_in(folder: Path, names: Sequence[str]) -> Path:
 
 
 def only_train(*tables: Sequence[str]) -> Callable[[Path, str], bool]:
-    """Return the `has_split` of a layout with a train split only; the split exists if all its tables do.
+    """Return a function for `Layout.has_split`, for a data set that has a train split only.
 
-    Each argument lists the possible names of one table.
+    The function finds the split in a folder that holds all its tables. Each argument lists the possible names of one
+    table.
     """
     return lambda folder, split: split == "train" and all(find_table(folder, names) for names in tables)
 

@@ -60,7 +60,10 @@ def _columns(folder: Path) -> Sequence[str]:
 
 
 def _labels(folder: Path) -> LabelSet:
-    """Return CheXpert's 14 observations; if none of the 14 is among the columns of `_columns`, return these columns."""
+    """Return CheXpert's 14 observations, or else the table's own.
+
+    The columns that may be labels (`_columns`) are returned if there are any, and none of the 14 is among them.
+    """
     columns = _columns(folder)
     return CHEXPERT if not columns or {*columns} & {*CHEXPERT.names} else LabelSet(tuple(columns))
 
