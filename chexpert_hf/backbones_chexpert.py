@@ -46,7 +46,11 @@ class Backbone(nn.Sequential):
     _gradient_checkpointing_func: Callable[..., Tensor]  # set by transformers
 
     def __init__(self, layers: Mapping[str, nn.Module], titles: Mapping[str, str], num_features: int) -> None:
-        """Chain `layers` (name -> layer) in their order; `titles` is name of a stage's last layer -> stage title."""
+        """Chain `layers` (name -> layer) in their order.
+
+        A stage is one or more consecutive layers. `titles` has an entry for each stage: the name of its last layer ->
+        the stage's title, such as "layer1" -> "stage 1".
+        """
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
@@ -110,9 +114,10 @@ class Backbone(nn.Sequential):
         return {name: tensor for name, tensor in state_dict.items() if name.partition(".")[0] in own}
 
     def norms_before_convolutions(self) -> list[tuple[nn.BatchNorm2d, nn.Conv2d]]:
-        """Return pairs of a BatchNorm and the only convolution that takes its output, after a ReLU; empty if none.
+        """Return each BatchNorm whose output goes through a ReLU to one convolution only, paired with the convolution.
 
-        Int8 quantisation rescales the channels between the two.
+        Int8 quantisation multiplies the channels of such a BatchNorm by factors, and divides the weights of its
+        convolution by them. The list is empty if the backbone has no such pairs.
         """
         return []
 

@@ -173,7 +173,7 @@ class CheXpertConfig(PreTrainedConfig):
         self._fill_in()
 
     def _fill_in(self) -> None:
-        """Give every observation an index, and U-Ignore as its policy and .5 as its operating point if it has none."""
+        """Set `label2id` from `id2label`, and fill in defaults: policy U-Ignore and operating point .5."""
         self.label2id = {name: index for index, name in enumerate(self.observations)}
         chosen = self.uncertainty_policies or {}
         default = UncertaintyPolicy.U_IGNORE.value
@@ -350,7 +350,11 @@ def fields_of(network: str) -> dict[str, Any]:
 
 
 def _labels_asked_for(kwargs: dict[str, Any], num_stored: int) -> dict[Any, str] | None:
-    """Pop the arguments on labels from `kwargs`; return index -> label, or None to keep the `num_stored` labels."""
+    """Pop `num_labels`, `id2label` and `label2id` from `kwargs`, and return the labels that they ask for.
+
+    The result is index -> label, or None if the labels of the stored config are to be kept: none of the arguments is
+    given, or `num_labels` alone, equal to `num_stored`. `num_labels` alone with another number gives "LABEL_0" etc.
+    """
     num_labels, id2label, label2id = (kwargs.pop(name, None) for name in ("num_labels", "id2label", "label2id"))
     indices = None if label2id is None else {int(index): name for name, index in label2id.items()}
     if id2label is not None and indices not in (None, {int(index): name for index, name in id2label.items()}):
