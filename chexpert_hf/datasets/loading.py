@@ -68,8 +68,8 @@ def load_dataset(
     `patient`, `study` ("patient00001/study1"), `view` (1, 2, ...), `sex`, `age` in years, `projection` ("AP", "PA",
     None for laterals and where unknown), `is_frontal`, `source` (the folder's name if there are several), `labels_by`
     (the reference standard, None if the layout does not say), and `labels`: `(num_observations,)` float32 with 1, 0, -1
-    (uncertain), NaN if the report does not mention the observation, or -100 if the data set never states it, which is
-    unknown under every policy. With the layout "vindr-votes", labels are shares of the readers: 0, 1/3, 2/3, 1.
+    (uncertain), NaN if the report does not mention the observation, or -100 if the data set has no labels of it. No
+    uncertainty policy changes -100. With the layout "vindr-votes", labels are shares of the readers: 0, 1/3, 2/3, 1.
     `info.description` names the observations in the order of `labels`.
 
     If a folder has no valid split, a share of train's patients is held out as valid: always the same ones for the same
@@ -163,9 +163,9 @@ def _read(
 ) -> dict[str, pd.DataFrame]:
     """Return split -> table of `read_splits`, with further columns: `folder`, `file` (a path in it) and `source`.
 
-    `names` are the observations to read. `known` is empty if a single data set is loaded: no prefix is added then, and
-    `source` is None. If several are loaded, `known` holds the label names of all of them, `source` is the folder's
-    name, and `path`, `study` and `patient` get a prefix, so that they are unique.
+    `names` are the observations to read. If several data sets are loaded together, `known` has the label names of all
+    of them, `source` is the folder's name, and `path`, `study` and `patient` get a prefix that makes them unique. If
+    only one is loaded, `known` is empty, `source` is None, and there is no prefix.
     """
     tables = read_splits(layout, folder, splits, names, valid_fraction, say, known)
     prefixes = dict.fromkeys(("path", "study"), folder.name) | {"patient": layout.patient_prefix or folder.name}

@@ -97,8 +97,8 @@ class Reference:
 class _Choice:
     """A column of a reference standard, and the observation that its labels are compared with.
 
-    `value` is the text of a positive cell, such as "Normal". If None, a positive cell holds the observation's name; if
-    no cell of the column holds it, cells are numbers, and 1 is positive.
+    `value` is the text of a positive cell, such as "Normal". If it is None, the column decides: if any of its cells is
+    the observation's name, that name is the positive text; otherwise all cells are numbers, and 1 is positive.
     """
 
     column: str
@@ -340,9 +340,13 @@ def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
 
 
 def _per_image(values: pd.Series, paths: pd.Series, boxed: set[int], where: str) -> dict[str, float]:
-    """Return path -> label, NaN if not stated: the highest of an image's rows. Rows may differ only if each has a box.
+    """Return path -> label: 1, 0, -1 (uncertain), or NaN where it is not stated.
 
-    `values` are certainties by row, `boxed` the rows with a box, and `where` names file and column in errors.
+    If an image has several rows, its label is their highest value. If they differ, each must have a box; otherwise,
+    ReferenceFileError is raised.
+
+    `values` holds the value of each row, with .5 for uncertain, and `paths` the image of each row. `boxed` are the rows
+    with a box. `where` names file and column in errors.
     """
     grouped = values.groupby(paths, sort=False)
     highest = grouped.max()

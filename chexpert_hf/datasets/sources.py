@@ -270,8 +270,8 @@ def _combine_columns(table: pd.DataFrame, sources: Mapping[str, Sequence[str]]) 
 def _highest(labels: np.ndarray) -> np.ndarray:
     """Combine the labels in each row of `(num_rows, num_columns)` to one, and return `(num_rows,)`.
 
-    The result is positive if any label is, else uncertain if any is, else NaN if any is, else the highest; without
-    columns it is `IGNORED`.
+    The result is 1 if any label is 1, else -1 (uncertain) if any is -1, else NaN (blank) if any is NaN. Otherwise it
+    is the highest of the labels, which are then 0, shares of readers or `IGNORED`. Without columns it is `IGNORED`.
     """
     if not labels.shape[1]:
         return np.full(len(labels), IGNORED, dtype=np.float32)

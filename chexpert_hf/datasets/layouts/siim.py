@@ -62,7 +62,10 @@ def _masks(folder: Path) -> Masks:
 
 
 def _decoded(texts: Mapping[int, str], file: Path) -> NDArray[np.bool_]:
-    """Return the union, `(height, width)`, of masks given as row number -> run lengths (see `mask_of_runs`)."""
+    """Decode the masks in some rows of the table, and return their union `(height, width)`.
+
+    `texts` is row number -> run lengths as in the file (see `mask_of_runs`). The row numbers and `file` are for errors.
+    """
     mask = np.zeros(_SIZE, dtype=bool)
     for row, text in texts.items():
         try:

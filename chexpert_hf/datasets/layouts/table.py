@@ -53,7 +53,7 @@ _USUAL_NAMES = {
 
 
 def is_fact(column: str) -> bool:
-    """Return whether a column's name is a usual one for a fact about the radiograph; "Patient ID", for example, is."""
+    """Return whether `column` is in `_USUAL_NAMES`, as "Patient ID" or "sex" is; such a column is not one of labels."""
     plain = column.lower().replace(" ", "_").replace("-", "_")
     return any(plain in names for names in _USUAL_NAMES.values())
 

@@ -30,7 +30,10 @@ _CLASSES: dict[str, Parser] = {
 
 
 def _votes(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
-    """Return a row per image, a column per finding: the share of readers who state it; in test, their consensus."""
+    """Return the votes for each finding, in [0, 1], with one row per image and one column per finding.
+
+    In train, a vote is the share of the image's readers who report the finding. In test, it is their consensus, 0 or 1.
+    """
     file = table_in(folder, _FILES[split])
     cells = read_cells(file, _IMAGE, [*names, _OTHER, _OTHERS])
     if _OTHER not in cells:
@@ -57,7 +60,7 @@ def _kaggle_votes(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFra
 
 
 def _boxes(folder: Path) -> pd.DataFrame | None:
-    """Read the boxes of all readers, which the tables give by their corners; None if there is no table of boxes."""
+    """Read the boxes of all readers, converting two corners to a corner and a size; None if no table has boxes."""
     tables = {split: find_table(folder, names) for split, names in _BOX_FILES.items()}
     has_boxes = {split: file for split, file in tables.items() if file is not None and "x_min" in header_of(file)}
     found = [_boxes_in(folder, file, split) for split, file in has_boxes.items()]
