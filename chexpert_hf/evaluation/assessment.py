@@ -93,8 +93,8 @@ def assess(
     Returns:
         Plain types for JSON, None where undefined: `schema`, `data` (counts), `replicates`, `seed`, and the lists
         `models` and `comparisons`. An estimate is a dictionary of `value`, `low`, `high` and `method`; for a bootstrap
-        also `left_out`, the number of resamples in which the value was undefined. Each entry of `comparisons` has its
-        own key `method`, and its estimate `difference` has none.
+        also `left_out`, the number of resamples in which the value was undefined. In an entry of `comparisons`, the key
+        `method` stands beside the estimate `difference`, not in it.
 
     Raises:
         ValueError: If lengths, shapes or names do not match, a value is out of range, or a study has two patients.

@@ -150,12 +150,16 @@ def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[s
 
 
 class WeightedMetrics:
-    """Computes the metrics of one observation for weights of its studies, such as their counts in bootstrap resamples.
+    """Computes the metrics of one observation if each study has a weight, such as its count in a bootstrap resample.
+
+    Many weightings (resamples) are computed at once: `weights` is `(num_studies, num_weightings)`.
 
     `NAMES` are the AUROC, the average precision (without interpolation), the Brier score, the relative Brier score
-    (divided by that of always answering the prevalence), and the calibration error over bins of equal width. Scores are
-    sorted once. Each metric is then computed from sums of weights over fixed sets of studies, so that one product with
-    a sparse matrix serves many resamples.
+    (divided by that of always answering the prevalence), and the calibration error over bins of equal width.
+
+    Each metric is computed from sums of weights, such as that of all positives with a certain score. The studies in
+    each sum are found once, by sorting the scores. One product with a sparse matrix then gives the sums for all
+    weightings.
 
     Sources: Brier 1950, Monthly Weather Review 78(1); Steyerberg et al. 2010, Epidemiology 21(1), whose scaled Brier
     score is 1 minus the relative one; Naeini et al. 2015, AAAI-15; Guo et al. 2017, arXiv:1706.04599.
@@ -194,15 +198,19 @@ class WeightedMetrics:
         self._sums = sparse.csr_array(entries, shape=(int(self._starts[-1]), len(labels)))
 
     def auroc(self, weights: FloatArray) -> FloatArray:
-        """Return the AUROC alone, in half the time of all metrics, as `(num_weightings,)`.
+        """Return only the AUROC for each column of `weights`, which takes half the time of all metrics.
 
-        `weights` is `(num_studies, num_weightings)`.
+        `weights` is `(num_studies, num_weightings)`, with a column per bootstrap resample, for example. The result is
+        `(num_weightings,)`.
         """
         positive, negative, tied, num_negative, *_ = self._sums_of(weights)
         return self._area(positive, np.cumsum(negative, axis=0), tied, num_negative[0])
 
     def __call__(self, weights: FloatArray) -> FloatArray:
-        """Return the metrics `NAMES`, `(num_metrics, num_weightings)`, for weights `(num_studies, num_weightings)`."""
+        """Return the metrics `NAMES` for each column of `weights`, as `(num_metrics, num_weightings)`.
+
+        `weights` is `(num_studies, num_weightings)`, with a column per bootstrap resample, for example.
+        """
         positive, negative, tied, num_negative, squares, surplus = self._sums_of(weights)
         num_positive = positive.sum(axis=0)
         pairs, total = num_positive * num_negative[0], num_positive + num_negative[0]
@@ -229,12 +237,15 @@ class WeightedMetrics:
         return np.split(self._sums @ weights, self._starts[:-1])
 
     def _area(self, positive: FloatArray, false: FloatArray, tied: FloatArray, num_negative: FloatArray) -> FloatArray:
-        """Return the AUROC: the share of pairs of a positive and a negative in the right order; ties count half.
+        """Return the AUROC: the share of (positive, negative) pairs in which the positive scores higher.
 
-        Arguments are sums of weights, with a column per weighting and a row per distinct score of the positives. For
-        each score, `positive` sums the positives that have it, `false` the negatives that have it or a higher one, and
-        `tied` the negatives that have it; scores without such negatives have no row in `tied`. `num_negative`
-        `(num_weightings,)` sums all negatives.
+        Ties count half. All arguments are sums of weights, with a column per weighting (see the class).
+
+        Args:
+            positive: A row for each distinct score of the positives: the sum over the positives with that score.
+            false: For each of these scores, the sum over the negatives with that score or a higher one.
+            tied: For each of these scores that a negative has, too, the sum over the negatives with that score.
+            num_negative: `(num_weightings,)`: the sum over all negatives.
         """
         pairs = positive.sum(axis=0) * num_negative
         wrong = np.einsum("sw,sw->w", positive, false)

@@ -39,11 +39,13 @@ def assess_reference(
         labels_name: Who set the data set's own labels, such as "text-mined labels".
 
     Returns:
-        Plain types for JSON: numbers of images, studies and patients, and the list `figures` with an entry for each
-        model and finding: `reference`, `target` (the finding), `against` (the negatives, such as "Class=Normal"; None:
-        all negatives), `observation` (whose score is evaluated), `num` (of studies), and the keys of an observation in
-        `assess`. Each model's entries are ordered by observation. An observation's entries on the reference come before
-        its entry on `labels`.
+        Plain types for JSON: numbers of images, studies and patients, and the list `figures`. It has an entry for each
+        model and each finding of the reference. If `labels` are given, it also has an entry for each model and each
+        observation, evaluated on `labels`. Entries are ordered by model, then by observation, the reference first.
+
+        An entry has all keys of an observation's entry in `assess`, and these: `model`; `reference` (who set the
+        labels); `target` (the finding); `against` (condition on the negatives, such as "Class=Normal"; None: all
+        negatives); `observation` (the one whose score is evaluated); `num` (number of studies).
 
     Raises:
         ReferenceFileError: If no image of the split is in the reference.

@@ -55,14 +55,15 @@ class Origin:
 class CalibratedModel:
     """The result of `calibrate_model`: the calibration, and the operating points chosen with it.
 
-    `check` compares each calibration method with uncalibrated scores, by cross-validation on the same split.
+    `check` compares each calibration method with uncalibrated scores, by cross-validation on the same split. It is
+    about the prevalences of that split, even if the model was calibrated for other prevalences.
     """
 
     calibration: fits.Calibration  # its slopes and intercepts are already part of the weights
     operating_points: Mapping[str, fits.OperatingPoint]  # observation -> the point chosen for it
     without_point: Mapping[str, str]  # observation -> why no point was chosen; empty if none was asked for
     num_studies: int  # number of studies in the split
-    check: fits.CalibrationCheck | None = None  # not adapted to `prevalences`; None if there are too few studies
+    check: fits.CalibrationCheck | None = None  # None if there are too few studies
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as plain types for JSON."""
@@ -234,9 +235,12 @@ def calibrate_model(
 def fold_calibration(model: CheXpertForImageClassification, lines: Mapping[str, fits.Platt]) -> None:
     """Change the head's last layer in place: the logit z of each observation in `lines` becomes slope * z + intercept.
 
-    Under U-MultiClass z is the positive minus the negative output: the slope scales the rows of all three classes, and
-    half the intercept is added to the positive row and subtracted from the negative. The probability of the
-    uncertain class changes, too, but is not calibrated. Raises CalibrationError if the model has a label hierarchy.
+    Under the policy U-MultiClass, an observation has three outputs: positive, negative and uncertain. Its z is the
+    positive minus the negative output. Therefore the slope scales all three outputs, and half of the intercept is added
+    to the positive output and half subtracted from the negative one. This also changes the probability of uncertain,
+    which is not calibrated.
+
+    Raises CalibrationError if the model has a label hierarchy.
     """
     _refuse_hierarchy(model.config)
     parameters = model.last_layer.weight, model.last_layer.bias

@@ -8,8 +8,9 @@ def record_of(records: Mapping[str, Any] | None, observation: str) -> Mapping[st
     """Return the latest record about an observation, or None if there is none.
 
     Args:
-        records: `calibration` or `operating_points_source` of a config: the latest record, which may hold the previous
-            one as `earlier`. Records with the observation in their `left_out` are skipped.
+        records: The field `calibration` or `operating_points_source` of a model's config. It is the record of the last
+            run; its key `earlier`, if any, holds the record of the run before, and so on. Records with the
+            observation in their `left_out` are skipped.
         observation: The name of one of the model's observations.
     """
     while records and observation in records.get("left_out", ()):

@@ -115,7 +115,8 @@ class Boxes:
 
     All boxes of one observation in one image make one mask. Boxes come from a `Reference`, or from a CSV file with the
     columns Path, x, y, width and height, and either Observation or a column per observation (see `read_reference`).
-    `observations` are the model's; `images` are the paths in the data set.
+    The argument `observations` has the names of the model's observations. The argument `images` has the paths of all
+    images in the data set, to which the paths in a CSV file are matched.
     """
 
     is_complete = False

@@ -183,8 +183,9 @@ def _shown(model: Mapping[str, Any]) -> dict[str, Any]:
 def _subgroups(model: Mapping[str, Any]) -> dict[str, Any]:
     """Sort a model's subgroup entries in metrics.json into four keys for the templates.
 
-    `compared`: the entries of columns with several groups. `scored`: the part of `compared` with an AUROC. `too_small`:
-    group -> text on its entries without an AUROC. `single`: a text for each column with only one group.
+    `compared`: the entries of columns with several groups. `scored`: those of `compared` that have an AUROC.
+    `too_small`: group, such as "sex F" -> its observations with too few studies for an AUROC, as a text such as
+    "Edema (3 : 40)" (positives : negatives). `single`: the columns with only one group, as texts such as "sex: all F".
     """
     groups: dict[str, dict[str, None]] = {}  # column -> its groups, in their order
     for item in model["subgroups"]:

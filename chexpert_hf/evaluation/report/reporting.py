@@ -53,8 +53,8 @@ def evaluate_predictions(
 ) -> Evaluation:
     """Compute the AUROCs per study of probabilities `(num_views, num_labels)` for the images of a split.
 
-    The split's labels are `observations`, in this order; if None, the observations of the model's `config`, whose
-    `blank_labels` says whether a blank is negative or unknown.
+    `observations` names the columns of the probabilities and of the split's labels; if None, `config.observations` are
+    the columns. `config.blank_labels` says whether a blank label counts as negative or as unknown.
     """
     known, labels = config.labels.among(observations or config.observations), split_labels(dataset, config.blank_labels)
     return evaluate_probabilities(probabilities, labels, dataset["study"][:], known.names, known.headline, aggregation)

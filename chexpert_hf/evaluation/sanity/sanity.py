@@ -113,7 +113,7 @@ class RemovalCheck:
     fractions: FloatArray  # (num_points,): share of the cells that were removed, or inserted
     deletion: FloatArray  # (num_curves, num_points): probability, cells removed in the order of the map
     insertion: FloatArray  # like `deletion`, cells inserted into the blurred picture in that order
-    random: FloatArray  # like `deletion`, in random order; reversed, the curve of inserting cells
+    random: FloatArray  # like `deletion`, in random order; read backwards, cells are inserted in random order
     deletion_gain: Estimate
     insertion_gain: Estimate
 
@@ -248,9 +248,9 @@ def outside_body(picture: Picture) -> Mask:
 def side_marker(picture: Picture) -> Mask:
     """Return the mask of the box around the likeliest side marker, "L" or "R": bright strokes near an upper corner.
 
-    Metal must be bright in the picture. Each side needs at least 320 pixels, else letters cannot be told from ribs. The
-    mask is empty if nothing looks like a marker. The box is sometimes wrong: a pacemaker or the edge of a bone may look
-    like a marker.
+    Metal must be bright in the picture. Height and width must be at least 320 pixels, else letters cannot be told from
+    ribs. The mask is empty if nothing looks like a marker. The box is sometimes wrong: a pacemaker or the edge of a
+    bone may look like a marker.
     """
     height, width = picture.shape
     grey = np.asarray(picture, dtype=np.float32)
