@@ -139,11 +139,15 @@ def require_empty(folder: Path, advice: str = "choose a new or empty folder") ->
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Context manager: a temporary folder of the same name, which becomes `folder`, or is deleted on an error.
+    """Context manager: yield a temporary folder, to which the caller writes.
+
+    At the end, the temporary folder is moved to `folder`; after an error, it is deleted. Its own name is already that
+    of `folder`.
 
     Raises:
         FolderError: If `folder` exists and is not empty, or cannot be written.
-        InputError: If the caller's block raises OSError about a file elsewhere, such as one that it reads.
+        InputError: If the `with` block raises OSError about a file outside the temporary folder, such as one that it
+            reads.
     """
     require_empty(folder)
     folder = folder.absolute()

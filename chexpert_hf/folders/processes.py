@@ -63,8 +63,9 @@ class ReadingProcesses:
     """Reads and prepares files in `processes` worker processes, which each call of `read` starts and ends.
 
     `preparation` reads a file and makes the model's input from it. With `for_gate`, the processes also ask the gate
-    whether an image is a chest radiograph. `waiting` is the number of radiographs that may wait for the network after
-    `read` has yielded them; they take shared memory as well.
+    whether an image is a chest radiograph. Radiographs come from the processes in shared memory. `waiting` is how many
+    of them the caller may still hold after `read` has yielded them, until the network is free; the check that shared
+    memory is large enough counts them, too.
     """
 
     preparation: Preparation
