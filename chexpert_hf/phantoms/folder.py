@@ -25,6 +25,7 @@ from chexpert_hf.phantoms.rendering import CHILDREN, implied, render_study
 
 _CHANCE_OF_AP = 0.45
 _CHANCE_OF_LATERAL = {"PA": 0.5, "AP": 0.1}  # bedridden patients, who are imaged AP, rarely have one
+_FIRST_PATIENT = 900_000  # no data set of real patients has ids as high: they would be taken for the same patients
 _JPEG_QUALITY = 90
 
 _UNCERTAIN_STUDIES = (0, 10148, 6597, 4341, 1071, 11571, 23976, 15658, 29377, 2663, 9419, 1771, 484, 898)
@@ -143,7 +144,8 @@ def _write_study(root: Path, seed: int, first_valid: int, index: int) -> list[tu
     truth = {name: POSITIVE if name in positive else NEGATIVE for name in OBSERVATIONS}
     cells = report_cells(positive, rng)
     split = "train" if index < first_valid else "valid"
-    folder, rows = f"{split}/patient{patient_number:05d}/study{study_number}", list[tuple[str, _Row]]()
+    folder = f"{split}/patient{_FIRST_PATIENT + patient_number}/study{study_number}"
+    rows: list[tuple[str, _Row]] = []
     (root / folder).mkdir(parents=True)
     for number, projection in enumerate((frontal, "Lateral") if has_lateral else (frontal,), start=1):
         phantom = render_study(patient, key, positive - {"No Finding"}, projection)

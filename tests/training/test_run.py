@@ -428,14 +428,14 @@ def test_the_centring_of_maps_is_part_of_the_loss(phantoms, tmp_path):
 
 
 def test_a_last_batch_of_one_image_is_refused_before_anything_is_written_or_dropped(phantoms, tmp_path):
-    # 16 images in batches of 5, with feature maps of 1 x 1
-    recipe = few(image_size=12, batch_size=5)
+    # 11 images in batches of 5, with feature maps of 1 x 1
+    recipe = few(num_patients=11, image_size=12, batch_size=5)
     with pytest.raises(RecipeError, match="give a batch of one image"):
         train(recipe, phantoms, tmp_path / "refused", say=lambda line: None)
     assert not (tmp_path / "refused").exists()
     train(recipe.override(drop_last=True), phantoms, tmp_path / "dropped", say=lambda line: None)
     history = json.loads((tmp_path / "dropped" / "history.json").read_text())
-    assert history[-1]["step"] == 3  # 15 images
+    assert history[-1]["step"] == 2  # 10 images
     assert any("eval_mean_auroc" in entry for entry in history)  # the 26 validation images are no whole batches
 
 
@@ -448,7 +448,7 @@ def test_two_processes_without_gpus_share_each_step(phantoms, tmp_path):
     (line,) = "".join(output["stdout.log"]).splitlines()  # of one process alone
     assert json.loads(line)["folder"] == str(tmp_path / "model")
     history = json.loads((tmp_path / "model" / "history.json").read_text())
-    # 19 images in steps of 2 x 4, with a checkpoint every 8 images
+    # 20 images in steps of 2 x 4, with a checkpoint every 8 images
     assert [entry["step"] for entry in history if "eval_mean_auroc" in entry] == [1, 2, 3]
     assert "".join(output["stderr.log"]).count("Training on 19 images") == 1
 
