@@ -450,7 +450,7 @@ def test_two_processes_without_gpus_share_each_step(phantoms, tmp_path):
     history = json.loads((tmp_path / "model" / "history.json").read_text())
     # 20 images in steps of 2 x 4, with a checkpoint every 8 images
     assert [entry["step"] for entry in history if "eval_mean_auroc" in entry] == [1, 2, 3]
-    assert "".join(output["stderr.log"]).count("Training on 19 images") == 1
+    assert "".join(output["stderr.log"]).count("Training on 20 images") == 1
 
 
 def test_gradient_checkpointing_trains_the_same_weights(finished, phantoms, tmp_path):
