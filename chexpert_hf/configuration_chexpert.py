@@ -157,7 +157,10 @@ class CheXpertConfig(PreTrainedConfig):
             self._follow_labels()
 
     def _follow_labels(self) -> None:
-        """Adapt the config to a new `id2label`: drop entries of removed labels and the records of the trained head."""
+        """Adapt the config to a new `id2label`, for which the model gets a new head.
+
+        Policies and parents of labels that are gone are dropped, and all that `forget_head` resets.
+        """
         observations = self.observations
         self.uncertainty_policies = {
             name: policy for name, policy in (self.uncertainty_policies or {}).items() if name in observations

@@ -162,8 +162,8 @@ def _results(
 ) -> tuple[dict[str, Any], str]:
     """Evaluate each model; return (values for JSON, tables as one text).
 
-    `scores` are the probabilities from each model. `second` are the metrics on --reference, None without that option;
-    the JSON values and the tables include them.
+    `scores` are the probabilities from each model. `second` holds the metrics of the same scores against the labels of
+    --reference, which the JSON values and the tables include; it is None without that option.
     """
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import as_table, reference_table

@@ -119,13 +119,13 @@ def read_reference(
 
     Args:
         file: CSV file with the column Path; separated by commas, semicolons or tabs, in UTF-8 or UTF-16. Cells of a
-            label are 1, 0, -1 (uncertain), blank (not stated), or text.
+            label are 1, 0, -1 (uncertain), blank (not stated), or text. Columns x, y, width and height are boxes.
         observations: The observations that the model scores.
         mapping: Which observation a column is compared with: "Target=Lung Opacity", or "Class:Normal=No Finding" for a
             column of text, in which "Normal" is positive. Several in one text are separated by commas. Columns that are
             named like an observation need no mapping.
-        against: Conditions on the negatives, such as "Class=Normal". For each condition, every target is added once
-            more, with all its positives but only those negatives that meet the condition.
+        against: Conditions on the negatives, such as "Class=Normal". For each condition, every compared column is
+            compared once more: with all its positives, but only those negatives that meet the condition.
         name: Who set the labels; the file's name if None.
         images: Paths of the images in the data set. The column Path may have more folders in front than these paths,
             or fewer. A path that fits none of these images is cut to its last four parts, such as

@@ -121,7 +121,7 @@ class Stages:
                     f"distillation_models names {name}, which predicts {', '.join(model.config.observations)}; "
                     f"expected the observations of the recipe, in their order: {', '.join(recipe.observations)}."
                 )
-            other = _pixel_values_settings(load_processor(model_folder(name)))
+            other = _pixel_values_settings(load_processor(model_folder(name), name=name))
             if different := [f"{key} {other[key]} instead of {own[key]}" for key in own if other[key] != own[key]]:
                 raise RecipeError(
                     f"distillation_models names {name}, whose image processor has {', '.join(different)}; teachers get "
@@ -143,8 +143,9 @@ class Stages:
 
 
 def _pixel_values_settings(processor: CheXpertImageProcessor) -> dict[str, Any]:
-    """Return a processor's settings that affect pixel values, such as `image_mean`, except for the image size."""
-    return {name: getattr(processor, name) for name in ("image_mean", "image_std", "gray_range", "do_square_crop")}
+    """Return a processor's settings that affect pixel values, except for the image size and its interpolation."""
+    normalisation = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    return {name: getattr(processor, name) for name in (*normalisation, "gray_range", "do_square_crop", "resize_like")}
 
 
 def expect_same_recipe(recipe: Recipe, folder: Path) -> None:

@@ -158,10 +158,10 @@ class Listing:
             return panel.cleared(bar_html())
 
         def score_refused(state: ListState) -> Updates:
-            if not state.rows:
+            if not (rows := state.rows):
                 return self._show_status(message_html(EXPIRED))
-            anyway = score_items(classifier, [row for row in state.rows if row.is_refused], is_gated=False)
-            state.replace(tuple(next(anyway) if row.is_refused else row for row in state.rows))
+            anyway = score_items(classifier, [row for row in rows if row.is_refused], is_gated=False)
+            state.replace(tuple(next(anyway) if row.is_refused else row for row in rows))
             return {**self._finished(state), self._table: self._empty_table(state)}
 
         def stop(state: ListState) -> None:

@@ -56,7 +56,7 @@ class Item(FileResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Notes on the file and messages of the gate, as sentences, without the reason of a refusal: `error` has it."""
+        """Notes on the file and messages of the gate, as sentences; a reason that `error` has is not repeated."""
         if self.prediction is None:
             return self.gate.warnings if self.gate else ()
         return (*self.prediction.notes, *(self.gate.messages if self.gate else ()))

@@ -77,7 +77,10 @@ class WeightCheck:
 
     @property
     def verdict(self) -> Verdict:
-        """PASSED if the maps change enough; NOT_JUDGED if very coarse maps reach `MAX_SIMILARITY` by chance."""
+        """PASSED if `similarity` is below `MAX_SIMILARITY`: the maps change with the weights.
+
+        NOT_JUDGED if the maps have so few cells that even shifted ones reach that bound (`by_chance`).
+        """
         if _mean(self.by_chance, 0) >= MAX_SIMILARITY:
             return Verdict.NOT_JUDGED
         return judge(self.similarity, MAX_SIMILARITY, is_good_below=True)
