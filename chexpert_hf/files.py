@@ -63,8 +63,8 @@ def exclusive(path: Path) -> Iterator[None]:
 def _locked(lock: Path, path: Path) -> int | None:
     """Open the file or folder `lock`, lock it where the system can, and return its descriptor.
 
-    Return None if `lock` cannot be opened, and always on Windows. If another run has locked `lock`, raise a FolderError
-    that names `path`.
+    Return None if `lock` cannot be opened, if other runs delete it again and again, and always on Windows. If another
+    run has locked `lock`, raise a FolderError that names `path`.
     """
     for _ in range(_TRIES if fcntl is not None else 0):
         try:

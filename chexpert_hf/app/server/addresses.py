@@ -20,7 +20,8 @@ def listening_socket(host: str, port: int | None = None) -> socket.socket:
     is then printed on standard error.
 
     Raises:
-        InputError: If no interface of this machine has the address, or the port is taken.
+        InputError: If no interface of this machine has the address, the port is taken, or `GRADIO_SERVER_PORT` is no
+            port.
     """
     plain, problem = host.strip("[]"), None
     first = _first_port()
