@@ -13,7 +13,7 @@ import gradio as gr
 from chexpert_hf.app.model_facts import ModelFacts
 from chexpert_hf.app.page.html import asset, delivery_html, message_html, render
 from chexpert_hf.app.page.reading import Item, Study, read
-from chexpert_hf.app.page.result import activations_html, detail_of, report_html, result_html
+from chexpert_hf.app.page.result import activations_html, detail_of, report_html, result_html, result_script
 from chexpert_hf.app.page.text import EXPIRED
 from chexpert_hf.radiographs.radiograph import RadiographError
 from chexpert_hf.scoring.classifier import CheXpertClassifier
@@ -55,8 +55,7 @@ class Panel:
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
         self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message
         self._state = gr.State(None, time_to_live=SESSION_SECONDS)
-        # Gradio runs scripts as functions, not as modules.
-        script = asset("viewer.js").replace("\nexport ", "\n") + asset("result.js")
+        script = result_script()
         self._result = gr.HTML(visible=False, js_on_load=script, elem_id="result", detail=None, **PLAIN)
         self._activations = gr.HTML(visible=False, elem_id="activations", **PLAIN)
         self.delivery = gr.HTML(visible="hidden", js_on_load=asset("delivery.js"), elem_id="delivery", **PLAIN)

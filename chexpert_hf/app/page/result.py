@@ -13,13 +13,14 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 from PIL import Image
 
 from chexpert_hf.app.model_facts import ModelFacts
-from chexpert_hf.app.page.html import data_url, render
+from chexpert_hf.app.page.html import asset, data_url, render
 from chexpert_hf.app.page.reading import DETAIL_SIZE, Item, Study, bytes_of, encode, shown_image
 from chexpert_hf.app.page.text import describe_map, describe_strength
 from chexpert_hf.radiographs.archives import RadiographFile
@@ -32,11 +33,19 @@ _REPORT_SIDE = 640  # longest side in pixels of an image on paper: about 250 to 
 _ACTIVATION_SIDE = 160  # maps with more pixels than this across are shown smaller
 
 
-def result_html(study: Study, facts: ModelFacts, points: Mapping[str, float], chosen: str | None = None) -> str:
+def result_script() -> str:
+    """Return the script of `result_html`, as a function's body: Gradio does not run modules."""
+    return asset("viewer.js").replace("\nexport ", "\n") + asset("result.js")
+
+
+def result_html(
+    study: Study, facts: ModelFacts, points: Mapping[str, float], chosen: str | None = None, *, stills: str = ""
+) -> Markup:
     """Return the viewer and the scores, sorted by probability, as HTML; each score is a button for its map.
 
     `points` are the operating points. The viewer opens on the map of the `chosen` observation, or else of the first
-    in `display_order`.
+    in `display_order`. `stills` is HTML with images for paper; with it, the result is part of a report: files are not
+    named, and no button asks the server for anything.
     """
     colors = np.rint(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)  # (256, 3)
     names, numbers = list(study.prediction.probabilities), list(study.views)
@@ -49,8 +58,8 @@ def result_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
         "colors": base64.b64encode(colors.tobytes()).decode(),
         "views": [_view(study.items[number - 1], view, study.label(number)) for number, view in study.views.items()],
     }
-    payload, shown = json.dumps(content), {"study": study, "facts": facts, "operating_points": points}
-    return render("result.html", payload=payload, chosen=chosen, missing=study.missing(is_named=True), **shown)
+    shown = {"study": study, "missing": study.missing(is_named=not stills), "stills": stills, "facts": facts}
+    return render("result.html", payload=json.dumps(content), chosen=chosen, operating_points=points, **shown)
 
 
 def _view(item: Item, prediction: Prediction, label: str) -> dict[str, Any]:
@@ -78,17 +87,19 @@ def detail_of(item: Item) -> str:
 def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], chosen: str | None = None) -> str:
     """Return a self-contained report of a study as HTML: one printed page with images, maps, scores and disclaimer.
 
-    It is HTML, not PDF, to be searchable and readable aloud. It has no script, requests nothing, and holds no file
-    name. It shows at most `_MOST` views and at most `_MOST` maps. The map of the `chosen` observation comes first, the
-    others in the order of `Prediction.display_order`. `points` are the operating points.
+    It is HTML, not PDF, to be searchable and readable aloud. It requests nothing and holds no file name. Browsers that
+    run its script show the viewer; paper and others at most `_MOST` views and at most `_MOST` maps. The map of the
+    `chosen` observation comes first, the others in `display_order`. `points` are the operating points.
     """
+    images = [(caption, data_url(encode(image))) for caption, image in _report_images(study, chosen)]
+    stills = render("stills.html", study=study, images=images, color_bar=_png(np.arange(256)[None], COLORMAP))
     return render(
         "report.html",
         study=study,
         facts=facts,
-        operating_points=points,
-        images=[(caption, data_url(encode(image))) for caption, image in _report_images(study, chosen)],
-        color_bar=_png(np.arange(256)[None], COLORMAP),
+        result=result_html(study, facts, points, chosen, stills=stills),
+        script=Markup(result_script()),
+        nonce=uuid4().hex,
         time=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     )
 

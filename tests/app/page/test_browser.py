@@ -494,7 +494,9 @@ def test_activations_come_when_asked_for(page: Any, phantom_png: bytes) -> None:
     assert page.locator(".activations").count() == 0  # not beside another radiograph
 
 
-def test_report_prints_on_one_page(page: Any, chromium: Any, phantom_png: bytes, tmp_path: Any) -> None:
+def test_report_has_the_viewer_and_prints_on_one_page(
+    page: Any, chromium: Any, phantom_png: bytes, tmp_path: Any
+) -> None:
     upload(page, ("doe_jane.png", phantom_png))
     wait_for_result(page)
     for _ in range(2):
@@ -506,10 +508,30 @@ def test_report_prints_on_one_page(page: Any, chromium: Any, phantom_png: bytes,
     assert DISCLAIMER in report
     assert "doe_jane" not in report
     paper = chromium.new_page()
+    logged, asked = [], []
+    paper.on("console", lambda message: logged.append(message.text))
+    paper.on("pageerror", lambda error: logged.append(str(error)))
+    paper.on("request", lambda request: asked.append(request.url))
     paper.goto((tmp_path / "report.html").as_uri())
+    for row in (paper.locator(".score").nth(2), paper.locator(".score").first):
+        row.click()
+        name = row.locator(".score-name").inner_text()
+        assert paper.inner_text(".stage-name").startswith(f"Map of {name}")
+        assert paper.inner_text(".map-text").startswith(f"{name}.")
+    before = paper.locator(".stage").first.screenshot()
+    paper.keyboard.press("i")
+    assert paper.locator(".stage").first.screenshot() != before  # inverted, in spite of the page's policy
+    assert paper.locator(".stills").is_hidden()
+    assert logged == []
+    assert asked == [paper.url]
     for size in ("A4", "Letter"):
         assert len(re.findall(rb"/Type\s*/Page[^s]", paper.pdf(format=size, print_background=True))) == 1
     paper.close()
+    silent = chromium.new_context(java_script_enabled=False).new_page()
+    silent.goto((tmp_path / "report.html").as_uri())
+    assert silent.locator(".stills figure").count() > 1
+    assert silent.locator(".stills").is_visible()
+    silent.context.close()
 
 
 def test_broken_file_gets_one_line_and_the_page_goes_on(
