@@ -36,7 +36,7 @@ def result_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
     """Return the viewer and the scores, sorted by probability, as HTML; each score is a button for its map.
 
     `points` are the operating points. The viewer opens on the map of the `chosen` observation, or else of the first
-    in `display_order`.
+    in `Prediction.display_order`.
     """
     colors = np.rint(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)  # (256, 3)
     names, numbers = list(study.prediction.probabilities), list(study.views)
