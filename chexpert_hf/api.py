@@ -114,7 +114,7 @@ def calibrate(
         split: As in `evaluate`; recorded in the model's config.
         method: "platt" fits slope and intercept for each observation's logit, "temperature" one factor for all logits.
         operating_points: How to choose new operating points: "youden", "sensitivity=.9" or "ppv=.5". If None, the
-            present ones are converted so that the same images remain positive; a default of .5 is not converted.
+            present ones are converted so that the same images remain positive, except that .5, the default, stays .5.
         prevalences: Observation -> prevalence where the model will be used, if it differs from this split's; for
             "platt" only.
         are_other_people: Whether equal patient ids in the split and the training data name different people; if False,

@@ -98,8 +98,8 @@ class Backbone(nn.Sequential):
     def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
         """Initialise a module whose weights are missing in a loaded file.
 
-        Do nothing if torchvision or timm initialised the weights when the backbone was built. `common` is transformers'
-        function that initialises common types of layers.
+        Do nothing unless the backbone was built on the meta device, as in `from_pretrained`: any other was initialised
+        by torchvision or timm. `common` is transformers' function that initialises common types of layers.
         """
         if self.is_initialised:
             return

@@ -123,7 +123,7 @@ def _silence() -> None:
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function; its errors become RuntimeErrors with one line, which can be pickled."""
+    """Call a function; turn its errors into RuntimeErrors of one line, since some errors cannot be pickled."""
     try:
         return function(*arguments)
     except Exception as error:

@@ -163,7 +163,7 @@ def _results(
     """Evaluate each model; return (values for JSON, tables as one text).
 
     `scores` are the probabilities from each model. `second` holds the metrics of the same scores against the labels of
-    --reference, which the JSON values and the tables include; it is None without that option.
+    --reference, None without that option. These metrics are added to the values and the tables.
     """
     from chexpert_hf.evaluation.reference_standard import SECOND_STANDARD
     from chexpert_hf.evaluation.report.report import as_table, reference_table

@@ -1,4 +1,7 @@
-"""Accepts command lines of version 0.1, in which models and outputs were arguments, with a note, until version 0.3."""
+"""Accepts command lines of version 0.1, in which models and outputs were arguments, and prints them in today's form.
+
+Version 0.3 will not accept them any more.
+"""
 
 import shlex
 from pathlib import Path

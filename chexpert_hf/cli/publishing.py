@@ -110,7 +110,7 @@ def space(
 
 
 def _show(done: "Published", as_json: bool, *, by_folder: bool = False) -> None:
-    """Print names and sizes of the files that were sent, or would be; with `by_folder`, sums for each top folder."""
+    """Print names and sizes of the files that were sent, or would be; with `by_folder`, one total per top folder."""
     from chexpert_hf.evaluation.tables import aligned
 
     sizes = defaultdict[str, list[int]](list)

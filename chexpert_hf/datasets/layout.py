@@ -118,8 +118,8 @@ def table_in(folder: Path, names: Sequence[str]) -> Path:
 def only_train(*tables: Sequence[str]) -> Callable[[Path, str], bool]:
     """Return a function for `Layout.has_split`, for a data set that has a train split only.
 
-    The function finds the split in a folder that holds all its tables. Each argument lists the possible names of one
-    table.
+    The function returns True for "train" if the folder holds all tables of the data set. Each argument lists the
+    possible names of one table.
     """
     return lambda folder, split: split == "train" and all(find_table(folder, names) for names in tables)
 

@@ -212,7 +212,7 @@ class Listing:
 
 
 def _paced(parts: Iterable[Any], done: list[Any]) -> Iterator[float]:
-    """Append each part to `done`; yield the seconds since the start, at most once in `_PROGRESS_SECONDS`."""
+    """Collect the `parts` of a slow job in `done`; yield the seconds spent, at most once in `_PROGRESS_SECONDS`."""
     start, shown_at = time.monotonic(), 0.0
     for part in parts:
         done.append(part)

@@ -56,7 +56,7 @@ class Item(FileResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Notes on the file and messages of the gate, as sentences; a reason that `error` has is not repeated."""
+        """Notes on the file and the gate's messages, as sentences; only the gate's warnings if there are no scores."""
         if self.prediction is None:
             return self.gate.warnings if self.gate else ()
         return (*self.prediction.notes, *(self.gate.messages if self.gate else ()))

@@ -44,8 +44,8 @@ def result_html(
     """Return the viewer and the scores, sorted by probability, as HTML; each score is a button for its map.
 
     `points` are the operating points. The viewer opens on the map of the `chosen` observation, or else of the first
-    in `display_order`. `stills` is HTML with images for paper; with it, the result is part of a report: files are not
-    named, and no button asks the server for anything.
+    in `Prediction.display_order`. `stills` is HTML with images for paper; with it, the result is part of a report:
+    files are not named, and no button asks the server for anything.
     """
     colors = np.rint(colormaps[COLORMAP](np.linspace(0, 1, 256))[:, :3] * 255).astype(np.uint8)  # (256, 3)
     names, numbers = list(study.prediction.probabilities), list(study.views)

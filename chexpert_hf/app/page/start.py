@@ -31,7 +31,7 @@ _THUMBNAIL_SIZE = 240  # longest side in pixels: twice that on the page, for hig
 def find_examples(folder: Path, classifier: CheXpertClassifier | None) -> tuple[Path, ...]:
     """Return the files in a folder of examples: first the real radiographs, then the drawings (synthetic ones).
 
-    Only drawings that pass `finds` for their observation are returned; without a classifier there are none.
+    A drawing is returned only if the classifier detects its observation (see `finds`), so none without a classifier.
     """
     radiographs = sorted(folder.glob("*.jpg"))
     if classifier is None:

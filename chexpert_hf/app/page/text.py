@@ -36,7 +36,7 @@ def describe_calls(prediction: Prediction) -> tuple[str, ...]:
 def describe_map(observation: str, peak: float, grid: Sequence[int]) -> str:
     """Return sentences on an observation's map, from its peak in [0, 1] and its `grid`: (rows, columns).
 
-    A peak of 1 is the strongest evidence for any observation.
+    A peak of 1 is the strongest evidence for any observation in this radiograph.
     """
     if peak <= 0:
         return f"The map is empty: nothing in this radiograph is evidence for {observation}."
@@ -48,7 +48,7 @@ def describe_map(observation: str, peak: float, grid: Sequence[int]) -> str:
 
 
 def describe_strength(peak: float, is_above: bool) -> str:
-    """Return a note on a map of this `peak`, such as "no evidence"; "" for a peak of 1 above the operating point."""
+    """Return a note, such as "no evidence", on a map; "" if `peak` is 1 and the observation positive (`is_above`)."""
     notes = [] if is_above else ["below its operating point"]
     if peak <= 0:
         notes.append("no evidence")

@@ -74,7 +74,7 @@ def add_endpoints(classifier: CheXpertClassifier) -> None:
             file: JPEG, PNG, TIFF, BMP, WebP or DICOM.
             observation: One of the model's observations, such as Edema.
             opacity: Opacity of the map over the radiograph, from 0 to 1; 0.5 if null.
-            raw: The map alone, white for the strongest evidence for any observation, instead of the overlay.
+            raw: Draw the map alone, in gray: white is the strongest evidence for any observation in the radiograph.
         """
         image = await draw(classifier, await _content(file), observation, opacity, raw)
         path = Path(tempfile.mkdtemp(dir=get_upload_folder())) / "map.png"

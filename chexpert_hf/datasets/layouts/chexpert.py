@@ -60,9 +60,9 @@ def _columns(folder: Path) -> Sequence[str]:
 
 
 def _labels(folder: Path) -> LabelSet:
-    """Return CheXpert's 14 observations, or else the table's own.
+    """Return CheXpert's 14 observations if a folder's table has any of them, or no column that may be a label.
 
-    The columns that may be labels (`_columns`) are returned if there are any, and none of the 14 is among them.
+    Otherwise return all columns that may be labels, see `_columns`.
     """
     columns = _columns(folder)
     return CHEXPERT if not columns or {*columns} & {*CHEXPERT.names} else LabelSet(tuple(columns))
