@@ -42,11 +42,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Context manager: keep other runs from writing a file or an existing folder; FolderError if one does.
+    """Context manager: keep other runs from writing to `path`, a file or an existing folder.
 
-    A folder is locked itself. For a file, `.NAME.lock` beside it is locked, and deleted at the end: on an SMB share, a
-    locked file could not be read or written through another descriptor. A lock file left by a killed run is used again.
-    Nothing is locked on systems without `flock`, such as Windows and some network file systems.
+    A folder is locked directly. A file is not: on an SMB share, a locked file cannot be read or written through another
+    descriptor. Instead, a lock file `.NAME.lock` beside it is locked, and deleted at the end. A lock file left by a
+    killed run is used again. Nothing is locked on systems without `flock`, such as Windows, and on some network file
+    systems.
+
+    Raises:
+        FolderError: If another run holds the lock.
     """
     lock = path if path.is_dir() else path.with_name(f".{path.name}.lock")
     descriptor = _locked(lock, path)
@@ -141,8 +145,8 @@ def require_empty(folder: Path, advice: str = "choose a new or empty folder") ->
 def new_folder(folder: Path) -> Iterator[Path]:
     """Context manager: yield a temporary folder, to which the caller writes.
 
-    At the end, the temporary folder is moved to `folder`; after an error, it is deleted. Its own name is already that
-    of `folder`.
+    At the end, the temporary folder is moved to `folder`; after an error, it is deleted. Both have the same name,
+    such as "model", so that a caller who stores the folder's name stores the final one.
 
     Raises:
         FolderError: If `folder` exists and is not empty, or cannot be written.

@@ -47,7 +47,7 @@ class ReferenceFileError(InputError):
 class Target:
     """One finding of a reference standard, and the model's observation that it is compared with."""
 
-    name: str  # the column, such as "Target"; of a column of text, with the positive value: "Class:Normal"
+    name: str  # the column, such as "Target"; if its cells are texts, also the positive one: "Class:Normal"
     observation: str  # the model's observation whose score is compared with the labels
     against: str | None  # condition on the rows used as negatives, such as "Class=Normal"; None: all negatives
     labels: Mapping[str, float]  # path -> 1, 0, -1 (uncertain), or NaN where it is not stated
@@ -97,8 +97,8 @@ class Reference:
 class _Choice:
     """A column of a reference standard, and the observation that its labels are compared with.
 
-    `value` is the text of a positive cell, such as "Normal". If it is None, the column decides: if any of its cells is
-    the observation's name, that name is the positive text; otherwise all cells are numbers, and 1 is positive.
+    `value` is the text of a positive cell, such as "Normal". If it is None, the cells decide. If any cell is the
+    observation's name, cells with that name are positive. Otherwise all cells must be numbers, and 1 is positive.
     """
 
     column: str

@@ -93,8 +93,8 @@ def assess(
     Returns:
         Plain types for JSON, None where undefined: `schema`, `data` (counts), `replicates`, `seed`, and the lists
         `models` and `comparisons`. An estimate is a dictionary of `value`, `low`, `high` and `method`; for a bootstrap
-        also `left_out`, the number of resamples in which the value was undefined. In an entry of `comparisons`, the key
-        `method` stands beside the estimate `difference`, not in it.
+        also `left_out`, the number of resamples in which the value was undefined. A comparison is a dictionary of
+        `models`, `observation`, `difference` (an estimate without `method`), `p_value` and `method`.
 
     Raises:
         ValueError: If lengths, shapes or names do not match, a value is out of range, or a study has two patients.
@@ -155,7 +155,10 @@ class _Assessment:
         return _ModelMetrics(scores, values, replicates, mean)
 
     def entry(self, model: ModelScores, results: _ModelMetrics, columns: Groups) -> dict[str, Any]:
-        """Return a model's entry for `models` in the result of `assess`; `columns` is the `subgroups` given to it."""
+        """Return a model's entry in the list `models` that `assess` returns.
+
+        `columns` is the argument `subgroups` of `assess`; {} if that is None.
+        """
         groups, numbers = self._groups(model, columns), range(len(self.observations))
         return {
             "name": model.name,

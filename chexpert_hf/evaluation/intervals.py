@@ -99,9 +99,10 @@ class PatientBootstrap:
             yield times.T[patient].astype(float)
 
     def replicate(self, metrics: Callable[[FloatArray], FloatArray]) -> FloatArray:
-        """Compute metrics on all resamples; return them as `(..., replicates)`.
+        """Compute metrics on all resamples; return them with the resamples as last axis.
 
-        `metrics` gets the studies' weights in n of the resamples, `(num_studies, n)`, and returns `(..., n)`.
+        `metrics` is called with the weights `(num_studies, n)` of the studies in n of the resamples. It returns an
+        array with n as last axis, such as `(num_metrics, n)`.
         """
         return np.concatenate([metrics(weights) for weights in self.weights()], axis=-1)
 
@@ -137,7 +138,8 @@ def ratio_interval(
 def bootstrap_p_value(differences: FloatArray) -> float:
     """Return the two-sided p-value for no difference, from the differences on resamples; NaN if all are NaN.
 
-    It is twice the share of resamples on the rarer side of 0, with 1 added to numerator and denominator: never 0.
+    It is 2 (k + 1) / (n + 1), at most 1, for n resamples, of which k are on the side of 0 that has fewer. The added 1
+    keeps it above 0.
     """
     defined = differences[~np.isnan(differences)]
     rarer = min((defined <= 0).sum(), (defined >= 0).sum())

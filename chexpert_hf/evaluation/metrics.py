@@ -3,8 +3,8 @@
 Unknown labels are NaN and are ignored. A metric that is undefined, such as an AUROC with one class only, is NaN.
 
 Source: Irvin et al. 2019, arXiv:1901.07031, section 4 (maximum over the views of a study, AUROC per observation, mean
-over the five competition observations). The "scaled" Brier scores in that paper are as large as plain ones, unlike
-`scaled_brier`.
+over the five competition observations). The metric `scaled_brier` is not comparable with the "scaled" Brier scores in
+that paper, which are as small as plain Brier scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -88,8 +88,8 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
 def split_labels(dataset: "datasets.Dataset", blank: BlankPolicy | str) -> FloatArray:
     """Return the labels `(num_views, num_labels)` of a split from `load_dataset`, converted by `evaluation_labels`.
 
-    If an observation is uncertain in one view, its label in the other views of that study becomes NaN where it is 0.
-    Without a positive view, the study's label is then unknown, not negative.
+    If an observation is uncertain in one view of a study, its labels of 0 in the study's other views become NaN.
+    Thus a study with an uncertain and a negative view is unknown, not negative.
     """
     raw = np.asarray(dataset["labels"][:], dtype=float)
     return without_uncertain(evaluation_labels(raw, blank), raw == UNCERTAIN, dataset["study"][:])
@@ -243,8 +243,8 @@ class WeightedMetrics:
 
         Args:
             positive: A row for each distinct score of the positives: the sum over the positives with that score.
-            false: For each of these scores, the sum over the negatives with that score or a higher one.
-            tied: For each of these scores that a negative has, too, the sum over the negatives with that score.
+            false: A row for each of these scores: the sum over the negatives with that score or a higher one.
+            tied: A row for each score that both classes have: the sum over the negatives with that score.
             num_negative: `(num_weightings,)`: the sum over all negatives.
         """
         pairs = positive.sum(axis=0) * num_negative

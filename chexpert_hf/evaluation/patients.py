@@ -44,8 +44,8 @@ def _names_of(patient: str) -> set[str]:
 def write_patient_hashes(path: Path, patients: Iterable[str], earlier: Path | None = None) -> None:
     """Write the hashed ids of these patients, sorted and without duplicates, with a random salt.
 
-    `earlier` is the file of the model from which the new model was made, if any: its salt and its patients, whom the
-    new model has seen as well, are kept. Raises PatientsFileError if `earlier` is damaged.
+    The patients are those that a model has seen. If it was made from another model, `earlier` is that model's file: its
+    salt and its hashes are kept. Raises PatientsFileError if `earlier` is damaged.
     """
     salt, hashes = secrets.token_hex(16), set[str]()
     if earlier is not None and earlier.is_file():

@@ -39,9 +39,10 @@ def assess_reference(
         labels_name: Who set the data set's own labels, such as "text-mined labels".
 
     Returns:
-        Plain types for JSON: numbers of images, studies and patients, and the list `figures`. It has an entry for each
-        model and each finding of the reference. If `labels` are given, it also has an entry for each model and each
-        observation, evaluated on `labels`. Entries are ordered by model, then by observation, the reference first.
+        Plain types for JSON: numbers of images, studies and patients, and the list `figures`. For each model, it has an
+        entry for each finding of the reference. If `labels` are given, it also has an entry for each observation that a
+        finding is compared with, evaluated on `labels`. The entries of a model are sorted by observation; those on the
+        reference come before the one on `labels`.
 
         An entry has all keys of an observation's entry in `assess`, and these: `model`; `reference` (who set the
         labels); `target` (the finding); `against` (condition on the negatives, such as "Class=Normal"; None: all

@@ -64,8 +64,8 @@ class ReadingProcesses:
 
     `preparation` reads a file and makes the model's input from it. With `for_gate`, the processes also ask the gate
     whether an image is a chest radiograph. Radiographs come from the processes in shared memory. `waiting` is how many
-    of them the caller may still hold after `read` has yielded them, until the network is free; the check that shared
-    memory is large enough counts them, too.
+    radiographs, at most, the caller keeps until they are scored. The check that shared memory is large enough counts
+    these, too.
     """
 
     preparation: Preparation

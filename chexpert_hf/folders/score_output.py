@@ -109,8 +109,9 @@ class ScoreOutput:
     def begin(self, record: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Write `record`, the settings of a new run, or compare it with the record of the run to resume.
 
-        Return the `finished` values if `finish` has marked the output as complete, else None. Raise InputError if the
-        output was started with other settings, or its record is missing or damaged.
+        If an earlier run marked the output as complete by calling `finish`, return the argument `finished` of that
+        call, else None. Raise InputError if the output was started with other settings, or its record is missing or
+        damaged.
         """
         if not any(path.exists() and path.stat().st_size for path in (self.path, self.rows_file)):
             self._save(record)

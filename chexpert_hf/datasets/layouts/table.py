@@ -53,7 +53,7 @@ _USUAL_NAMES = {
 
 
 def is_fact(column: str) -> bool:
-    """Return whether `column` is in `_USUAL_NAMES`, as "Patient ID" or "sex" is; such a column is not one of labels."""
+    """Return whether a column's name, such as "Patient ID", shows that it holds images or a fact, not labels."""
     plain = column.lower().replace(" ", "_").replace("-", "_")
     return any(plain in names for names in _USUAL_NAMES.values())
 
@@ -124,16 +124,17 @@ def table_layout(
 ) -> Layout:
     """Return a layout of a CSV file, or of `train.csv`, `valid.csv`, `test.csv`, for `load_dataset(PATH, layout=...)`.
 
-    A column that is None is looked for by its usual names, such as those below, in any case. Images are given as paths
-    relative to the table's folder, as absolute paths below the data set's folder, or as names of files anywhere below
-    that folder. Patients, studies or views without a column are read from the paths if all paths are like CheXpert's,
-    "patient00001/study1/view1_frontal.jpg". Otherwise each study counts as a patient, and each image as a study.
+    A column that is None is looked for by its usual names, such as those below, in upper or lower case. Images are
+    given as paths relative to the table's folder, as absolute paths below the data set's folder, or as names of files
+    anywhere below that folder. Patients, studies or views without a column are read from the paths if all paths are
+    like CheXpert's, "patient00001/study1/view1_frontal.jpg". Otherwise each study counts as a patient, and each image
+    as a study.
 
     Args:
         image_column: Paths or names of images; "image", "file", "filename", "file_name", "image_path", "path" if None.
         label_columns: The observations. Cells must be 1, 0, -1 (uncertain) or blank; others are an error that names the
             row. If None, all other columns in which at least three quarters of the non-blank cells are 1, 0, -1 or
-            words like yes and no. Such words are then reported as errors: write 1 and 0 instead.
+            words like yes and no. Such words are recognised only to report them as errors: write 1 and 0 instead.
         patient_column: "patient", "patient_id", "subject_id" if None.
         study_column: "study", "study_id" if None.
         sex_column: "sex", "gender" if None; with M, F, Male, Female.

@@ -55,8 +55,8 @@ class Origin:
 class CalibratedModel:
     """The result of `calibrate_model`: the calibration, and the operating points chosen with it.
 
-    `check` compares each calibration method with uncalibrated scores, by cross-validation on the same split. It is
-    about the prevalences of that split, even if the model was calibrated for other prevalences.
+    `check` compares each calibration method with uncalibrated scores, by cross-validation on the same split. Its
+    metrics hold for the split's own prevalences: it ignores the argument `prevalences` of `calibrate_model`.
     """
 
     calibration: fits.Calibration  # its slopes and intercepts are already part of the weights

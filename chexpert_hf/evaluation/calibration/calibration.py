@@ -54,9 +54,11 @@ class Platt:
         return expit(self.slope * np.asarray(logits, dtype=np.float64) + self.intercept)
 
     def at_prevalence(self, wanted: float, fitted: float) -> "Platt":
-        """Adapt the calibration from data of prevalence `fitted`, on which it was fitted, to the prevalence `wanted`.
+        """Return this calibration, adapted to data in which the observation has another prevalence.
 
-        Both prevalences are in (0, 1). Source: Saerens et al. 2002, equation 2.4.
+        `wanted` is that prevalence, and `fitted` that of the data of the fit; both are in (0, 1).
+
+        Source: Saerens et al. 2002, equation 2.4.
         """
         return Platt(self.slope, self.intercept + float(logit(wanted) - logit(fitted)))
 
@@ -110,7 +112,7 @@ class OperatingPoint:
     threshold: float  # in [0, 1]: a probability of this or more is positive
     sensitivity: float
     specificity: float
-    ppv: float  # at the `prevalence` given to `choose_operating_point`, else at that of these studies
+    ppv: float  # at the argument `prevalence` of `choose_operating_point`; if None, at that in these studies
 
 
 def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:

@@ -198,7 +198,10 @@ def find_ground_truth(
 
 
 def _fitting(mask: Mask, shape: tuple[int, int], where: str) -> Mask:
-    """Return a mask of an image's `shape`, or a larger one of the same proportions; GroundTruthError for others."""
+    """Return `mask` if it has an image's `shape`, or is larger with the same proportions, else raise GroundTruthError.
+
+    `where` names the mask in the error.
+    """
     ratio = (mask.shape[0] / mask.shape[1]) / (shape[0] / shape[1])
     if mask.shape[0] < shape[0] or abs(ratio - 1) > _ASPECT_TOLERANCE:
         raise GroundTruthError(

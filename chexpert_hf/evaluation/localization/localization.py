@@ -181,8 +181,8 @@ def prior_map(prior: Prior, shape: tuple[int, int]) -> NDArray[np.float32]:
 def summarize(scores: Sequence[MapScore], patients: Sequence[str], replicates: int = 1000) -> PointerMetrics:
     """Summarise one observation's maps by hit rate and mean IoU; `scores` and `patients` have an entry per image.
 
-    The interval of the hit rate comes from a bootstrap of patients. It is Wilson's, with one trial per patient, if each
-    patient has one image, or if all images are hits or none is (all resamples would be equal).
+    The interval of the hit rate comes from a bootstrap of patients. In two cases it is Wilson's, with one trial per
+    patient: if each patient has one image, or if the hit rate is 0 or 1 (all resamples would be equal).
 
     Source: Saporta et al. 2022, methods: 1,000 bootstrap replicates, though of images, not patients.
     """

@@ -81,7 +81,7 @@ def _not_judged(item: Mapping[str, Any]) -> str | None:
 
 
 def _summary(observations: Sequence[Mapping[str, Any]]) -> str:
-    """Return sentences on the best and the worst AUROC, and on observations with a sensitivity below `_HARDLY_ANY`."""
+    """Return sentences on the best and the worst AUROC, and on observations whose sensitivity is very low."""
     judged = sorted((item for item in observations if not item["undefined"]), key=lambda item: item["auroc"]["value"])
     if not judged:
         return ""

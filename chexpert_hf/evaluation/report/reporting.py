@@ -40,7 +40,10 @@ _THUMBNAIL_SIDE = 320
 
 
 def evaluate_dataset(classifier: CheXpertClassifier, dataset: datasets.Dataset) -> Evaluation:
-    """Score a split, labelled with the model's observations in the model's order, and compute AUROCs per study."""
+    """Score the images of a split, and compute AUROCs per study.
+
+    The split must be labelled with the model's observations, in the model's order.
+    """
     return evaluate_predictions(predict_dataset(classifier, dataset), dataset, classifier.model.config)
 
 

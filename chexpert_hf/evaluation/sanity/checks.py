@@ -55,12 +55,23 @@ def check_sanity(
 ) -> sanity.SanityChecks:
     """Check the maps of one model on two or more radiographs.
 
-    There are three checks. Weights: all maps are compared with those of randomised networks. Regions: the share of a
-    map that lies in regions without findings, for observations that the model calls positive at its operating points.
-    Removal: deletion and insertion curves for at most `PAIRS` maps, of observations that the model calls positive or
-    that `is_positive` `(num_files, num_labels)` marks. The maps of the label set's `none_of_these`, such as No Finding,
-    are used in the check of weights only. `patients` names the patient of each file; None: all differ.
-    `progress` is called with the number of radiographs just scored, then with 1 for each map whose curves were made.
+    There are three checks:
+
+    - Weights: all maps are compared with those of randomised networks.
+    - Regions: the share of a map that lies in regions without findings, such as outside the body. Only maps of
+      observations that the model calls positive are checked.
+    - Removal: deletion and insertion curves, for at most `PAIRS` maps. These are maps of observations that the model
+      calls positive, or that are true in `is_positive`.
+
+    Maps of No Finding, or its counterpart in another label set, are used in the check of weights only.
+
+    Args:
+        classifier: The model.
+        files: The radiographs.
+        is_positive: `(num_files, num_labels)`: the observations that are known to be positive.
+        patients: The patient of each file; None: all differ.
+        seed: Of all random choices.
+        progress: Called with the number of radiographs just scored, then with 1 for each map whose curves were made.
 
     Raises:
         InputError: If the model is an ensemble, there are fewer than two radiographs or one cannot be read.
@@ -193,7 +204,8 @@ def _scores_and_maps(
 def _regions(processor: CheXpertImageProcessor, image: Image.Image) -> dict[str, NDArray[np.bool_]]:
     """Return region -> mask over the part of the image that the model sees.
 
-    Body and side marker are detected in the whole image. The frame is that of the visible part.
+    The frame runs along the edges of that part. The two other regions, outside the body and side marker, are detected
+    in the whole image and then cropped to the part.
     """
     picture = np.asarray(image.resize(_SIZE, Image.Resampling.BILINEAR))
     left, top, right, bottom = processor.seen_box(*image.size)

@@ -66,14 +66,17 @@ class WeightCheck:
     Similarity is the absolute value of Spearman's correlation of the signed maps, at the size of the last feature maps.
     The sign does not count, since a random head with all signs reversed is as likely. The SSIM of Adebayo et al. is not
     used: its window is as large as such a map.
+
+    `by_chance` is the similarity of maps that do not match: one map is moved against the other, with wrap-around, by
+    every possible number of cells. As weights are randomised only once, a single observation may be similar by chance.
     """
 
     redrawn: str  # the weights that were randomised: "head" or "all weights"
     similarity: Estimate  # mean |correlation| over radiographs and observations; 1: maps do not depend on the weights
     signed: FloatArray  # (num_labels,): mean correlation
-    by_observation: FloatArray  # (num_labels,): mean |correlation|; sometimes high by chance, as weights are drawn once
+    by_observation: FloatArray  # (num_labels,): mean |correlation| over radiographs
     other_image: FloatArray  # (num_labels,): mean |correlation| with the randomised network's maps of other radiographs
-    by_chance: FloatArray  # (num_labels,): mean |correlation| if one map is shifted cyclically, over all shifts
+    by_chance: FloatArray  # (num_labels,): mean |correlation| over radiographs and all moves of a map
 
     @property
     def verdict(self) -> Verdict:
@@ -109,14 +112,15 @@ class RemovalCheck:
 
     Cells of the radiograph are removed (blurred) or inserted in the order of the map's values, highest first. A gain is
     the mean area between these curves and those of a random order: `deletion_gain` is positive if the deletion curves
-    are lower, `insertion_gain` if the insertion curves are higher. The map is then better than chance.
+    are lower, `insertion_gain` if the insertion curves are higher. The map is then better than chance. Read from its
+    end, a deletion curve in random order is also an insertion curve in random order.
     """
 
     observations: Sequence[str]  # the observation of each curve
     fractions: FloatArray  # (num_points,): share of the cells that were removed, or inserted
     deletion: FloatArray  # (num_curves, num_points): probability, cells removed in the order of the map
-    insertion: FloatArray  # like `deletion`, cells inserted into the blurred picture in that order
-    random: FloatArray  # like `deletion`, in random order; read backwards, cells are inserted in random order
+    insertion: FloatArray  # (num_curves, num_points): cells inserted into the blurred picture in that order
+    random: FloatArray  # (num_curves, num_points): like `deletion`, but in random order
     deletion_gain: Estimate
     insertion_gain: Estimate
 
