@@ -140,11 +140,11 @@ class CheXpertImageProcessor(TorchvisionBackend):
         return square[0] + left * x, square[1] + top * y, square[0] + right * x, square[1] + bottom * y
 
     def pixel_values_of(self, gray: torch.Tensor) -> torch.Tensor:
-        """Rescale, normalise and repeat gray levels that are already resized; return `pixel_values`.
+        """Turn gray levels that are already resized into `pixel_values`: repeat over channels, rescale, normalise.
 
         Args:
-            gray: `(batch, 1, height, width)`, from this processor without `do_rescale` and `do_normalize`: uint8, or
-                float32 in [0, 255] with `resize_like`.
+            gray: `(batch, 1, height, width)`, the output of this processor if called with `do_rescale=False` and
+                `do_normalize=False`: uint8, or float32 in [0, 255] if `resize_like` is set.
         """
         return self.rescale_and_normalize(
             gray, self.do_rescale, self.rescale_factor, self.do_normalize, self.image_mean, self.image_std

@@ -1,4 +1,4 @@
-"""Label sets, above all CheXpert's, values of cells in label files, and the uncertainty policies.
+"""Label sets such as CheXpert's, the uncertainty policies, and the meaning of cells in label files.
 
 This module imports only the standard library, and every other module takes these names from here. The file is copied
 into saved models.

@@ -255,10 +255,13 @@ class CheXpertForImageClassification(PreTrainedModel):
     def _positive_minus_negative(self, outputs: Tensor) -> Tensor:
         """Turn the head's outputs `(..., num_outputs)` into one logit per observation `(..., num_labels)`.
 
-        The outputs are, in this order: one per observation (under U-MultiClass, that of its positive class); the
-        negative classes, and then the uncertain classes, of the observations under U-MultiClass. A logit is the
-        positive output minus the negative one, if there is one. `outputs` may also be the last layer's weights,
-        transposed to `(inputs, num_outputs)`; the result then holds the weights of the logits.
+        First comes one output for each observation; if the observation is under U-MultiClass, that of its positive
+        class. Then come the negative classes of all observations under U-MultiClass, then their uncertain classes.
+        Example: of two observations A and B, only B is under U-MultiClass. The outputs are A, B positive, B negative,
+        B uncertain. The logit of A is its output; the logit of B is B positive minus B negative.
+
+        `outputs` may also be the last layer's weights, transposed to `(inputs, num_outputs)`. The result is then the
+        weights of the logits, `(inputs, num_labels)`.
         """
         columns = self._multiclass_columns
         if not columns:
@@ -385,9 +388,11 @@ def _along_hierarchy(paths: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Ten
     s is the sigmoid of the logit: the probability given that the parent is positive. p is the unconditional
     probability: the product of s over the observation and its ancestors, which `paths` from `hierarchy_paths` lists.
 
-    1 - p is computed as a sum over the same observations; each adds its own 1 - s times the p of its parent (1 without
-    a parent). Simply subtracting p from 1 would give 0 for high logits, in bf16 from 6 on. 1 - s is computed from an
-    exponential, since the sigmoids of other runtimes are 0 below -18.
+    1 - p is the probability that the observation or an ancestor is negative. It is computed as a sum. For example, a
+    child has s = .5 and its parent, the top of the hierarchy, s = .8. The parent is negative with probability .2, and
+    the parent positive but the child negative with .8 * .5 = .4: so the child's 1 - p is .6. Simply subtracting p from
+    1 would give 0 for high logits, in bf16 from 6 on. 1 - s is computed from an exponential, since the sigmoids of
+    other runtimes are 0 below -18.
     """
     given = logits.float().clamp(-_HIGHEST_LOGIT, _HIGHEST_LOGIT)
     odds = (-given).exp()

@@ -138,9 +138,12 @@ class GrowingTable(AbstractContextManager["GrowingTable"]):
 def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_size: int) -> KeptRows:
     """Truncate the table of an earlier run to whole batches, and count the rows that are kept.
 
-    All counts are 0 if there is no table. `names` are the run's radiographs, in order; if each of them has a row, the
-    last batch is kept even if it is not full. Raise InputError, and leave the file unchanged, if its header differs, a
-    row cannot be read, or its rows are not those of the first radiographs in `names`.
+    All counts are 0 if there is no table. `lines` has the format and the columns that this run would write. `names` are
+    this run's radiographs, in order; if each of them has a row, the last batch is kept even if it is not full.
+
+    Raises:
+        InputError: If the table has another header than `lines`, a row cannot be read, or the rows are not those of the
+            first radiographs in `names`. The file is then unchanged.
     """
     if not path.exists():
         return KeptRows()

@@ -89,9 +89,13 @@ def refuse_processor(processor: CheXpertImageProcessor, target: str) -> None:
 def write_timm(folder: Path, model: CheXpertForImageClassification, processor: CheXpertImageProcessor) -> Remarks:
     """Write a folder that `AutoModelForImageClassification` and `pipeline` load through timm, without remote code.
 
-    Returns remarks for the user. Raises FormatError if timm cannot prepare images as the processor does: then the
-    probabilities of phantoms differ from the model's. A processor that resizes like scikit-image (`resize_like`) never
-    has an equal in timm; for it the difference is not an error but a remark.
+    As a test, the written folder scores phantoms, and its probabilities must be those of `model`. They may differ only
+    if the processor resizes like scikit-image (`resize_like`), which timm cannot do. The returned remark then says by
+    how much they differ.
+
+    Raises:
+        FormatError: If the probabilities differ for another reason, or timm cannot crop or interpolate as the processor
+            does.
     """
     settings = _timm_settings(processor)
     state_dict = {_timm_name(name, model.config): tensor for name, tensor in _own_tensors(model).items()}

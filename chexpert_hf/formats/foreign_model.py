@@ -54,9 +54,9 @@ class Outputs:
     classes: int = 1  # outputs per observation: 1, or 3 under U-MultiClass
 
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
-        """Return the weight and the bias of a linear layer, with only the `rows` of these outputs.
+        """Return a linear layer's weight and bias, if `tensors` has them, cut to the rows with the indices `rows`.
 
-        The keys are as in `tensors`, such as "classifier.weight".
+        `layer` is the layer's name. The keys are as in `tensors`, such as "classifier.weight".
         """
         names = (f"{layer}.weight", f"{layer}.bias")
         return {name: tensors[name][list(self.rows)] for name in names if name in tensors}

@@ -119,11 +119,11 @@ def _read_pickle(path: Path) -> Any:
 def without_persistent_classes(content: bytes) -> bytes:
     """Rewrite a file in the format of PyTorch before 1.6, so that `torch.load(weights_only=True)` can read it.
 
-    That format stores a module's class, with its source code, by the pickle instruction for persistent ids;
-    `weights_only` refuses classes stored so. This function parses the pickle's instructions without running them, and
-    replaces each such instruction by a call of a harmless function (`_CLASS_OF`) that returns the class. Nothing else
-    changes, so `weights_only` still checks everything that the file names. Raises ValueError for files of other
-    formats. Source: torch 1.5, `serialization._legacy_save`.
+    Such a file holds the class of each module, with its source code, as a "persistent id" of pickle
+    (`pickle.Pickler.persistent_id`). `weights_only` refuses these ids. This function parses the pickle without running
+    it, and replaces the instruction that loads such an id by a call of `_CLASS_OF`, which only returns the class.
+    Nothing else changes, so `weights_only` still checks everything that the file names. Raises ValueError for files of
+    other formats. Source: torch 1.5, `serialization._legacy_save`.
     """
     stream = io.BytesIO(content)
     for _ in range(_PICKLES_IN_FRONT):

@@ -27,9 +27,10 @@ def child_scores(features: Floats) -> Floats:
 
 
 def lowest_child_limit() -> float:
-    """Return the smallest allowed `child_limit` of a gate, the score above which it warns of a child's radiograph.
+    """Return the smallest value that a gate's `child_limit` may have.
 
-    It was found by cross-validation of the discriminant: a fraction `CHILD_QUANTILE` of the adults scored below it.
+    A gate warns of a child's radiograph if its `child_scores` exceed `child_limit`. In a cross-validation of the
+    discriminant, a fraction `CHILD_QUANTILE` of the adults scored below the value returned here.
     """
     return _discriminant()[1]
 

@@ -59,9 +59,9 @@ def neighbour_correlation(gray: Tensor) -> Floats:
 def gate_features(gray: Tensor) -> Floats:
     """Return features `(batch, NUM_FEATURES)` of images `(batch, 1, RESOLUTION, RESOLUTION)`, uint8.
 
-    The first are the gray levels of a thumbnail, standardised to remove brightness and contrast. The others are
-    logarithms for each cell of 16 x 16 pixels: of the edges' strength in each of eight directions, then of the strength
-    of fine structure and of coarser structure.
+    The first features are the gray levels of a thumbnail, standardised to remove brightness and contrast. For the other
+    features the image is divided into cells of 16 x 16 pixels. Each cell has ten numbers: the strength of edges in
+    eight directions, of fine structure and of coarser structure. The features are the logarithms of these numbers.
     """
     levels = torch.stack([to_gray_range(one, **_GRAY_RANGE) for one in gray]).float()
     smooth = _blurred(levels)

@@ -68,7 +68,7 @@ class GraphRecord:
     sha256: Mapping[str, str | None]  # of each of the graph's files, by path in the model folder
     versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries that exported the graph
     weights_sha256: str | None = None  # of the folder's `model.safetensors`, for use by other tools
-    calibration: Mapping[str, Any] | None = None  # name and number of the images for int8 quantisation
+    calibration: Mapping[str, Any] | None = None  # if int8: data set and number of the images it was calibrated on
     parity: Mapping[str, Any] | None = None  # from `measure_parity`: differences from the model at export
 
 

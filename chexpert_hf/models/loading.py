@@ -29,8 +29,8 @@ _MAX_SIDE = 8192  # pixels, of the images that a network gets
 def _without_warnings() -> Iterator[None]:
     """Context manager: hide the table that transformers logs if weights are missing or do not fit the model.
 
-    `load_model` reports them in one line instead. The log level of transformers holds for the whole process, so a
-    thread that enters while another is inside waits.
+    `load_model` reports them in one line instead. The log level of transformers holds for the whole process, so only
+    one thread at a time is in this context; others wait.
     """
     with _verbosity_lock:
         verbosity = logging.get_verbosity()

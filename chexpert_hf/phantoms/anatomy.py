@@ -18,10 +18,11 @@ from chexpert_hf.phantoms.frame import AIR_CONTRAST, LEFT, RIGHT, SIDES, Frame, 
 def normal_chest(
     frame: Frame, rng: Generator, engorged: float, breaks: tuple[skeleton.Break, ...]
 ) -> tuple[Scene, Floats]:
-    """Return the lungs and their vessels as a `Scene`, and a map of the thickness of the rest of the chest.
+    """Return the lungs and their vessels as a `Scene`, and the thickness of the chest without these vessels.
 
-    The map, `(height, width)` in cm of water, is body and bones minus the air in lungs, airways and bowel. `engorged`
-    multiplies the width of lung vessels (1 is normal); `breaks` are fractures to draw into the ribs of a frontal view.
+    The thickness, `(height, width)` in cm of water, is that of a body without air, plus the bones, minus the air in
+    lungs, airways and bowel. `engorged` multiplies the width of lung vessels (1 is normal); `breaks` are fractures to
+    draw into the ribs of a frontal view.
     """
     if isinstance(frame, FrontalFrame):
         solid = _body(frame, rng) + skeleton.ribs(frame, breaks) + skeleton.girdle(frame) + skeleton.spine(frame)

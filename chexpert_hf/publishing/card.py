@@ -127,7 +127,10 @@ def _labels_name(data: Mapping[str, Any]) -> str:
 
 
 def project_path(name: str) -> Path:
-    """Return the path of a project file: beside this module if installed, at the top of the project in a checkout."""
+    """Return the path of a file or folder at the top of the project, such as "model_card.md".
+
+    In an installed package it is beside this module.
+    """
     installed = Path(__file__).with_name(name)
     return installed if installed.exists() else Path(__file__).parents[2] / name
 

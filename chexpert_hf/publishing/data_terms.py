@@ -58,11 +58,11 @@ class ImportedFrom(Terms):
 
 
 def labels_name(data_name: str, split: str, num_patients: int, labels_by: Iterable[str | None] = ()) -> str:
-    """Return who set a data set's own labels, such as "text-mined labels" or "majority of radiologists".
+    """Return who set the labels of a data set, such as "text-mined labels" or "majority of radiologists".
 
-    `labels_by` are the values in the data set's column `labels_by`, which says it for each row. If all are empty, the
-    answer is looked up by the folder's name `data_name`, the split and its number of patients. For an unknown folder it
-    is "labels of the data set".
+    `labels_by` are the values in the data set's column `labels_by`, each of which says who set the labels of a row;
+    they are joined by "and". If all are empty, the answer is looked up by the folder's name `data_name`, the split and
+    its number of patients. For an unknown folder it is "labels of the data set".
     """
     if stated := sorted({name for name in labels_by if name}):
         return " and ".join(stated)
