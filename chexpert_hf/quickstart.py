@@ -73,7 +73,7 @@ class _TrainingShare(TrainerCallback):
 
 
 def _write_overlays(classifier: CheXpertClassifier, data: datasets.Dataset, folder: Path) -> None:
-    """Write one saliency overlay per observation, all of the radiograph with the most positive labels."""
+    """Write one saliency overlay per observation. They all show the radiograph that has the most positive labels."""
     positives = [sum(value == 1 for value in labels) for labels in data["labels"][:]]
     path = Path(image_files(data)[positives.index(max(positives))])
     write_overlays(FileResult(path, classifier.predict(path, saliency=True)), folder, classifier.observations)

@@ -55,11 +55,13 @@ def read_jpeg_header(stream: BinaryIO) -> FrameHeader:
 
 
 def read_tiff_header(stream: BinaryIO) -> tuple[str, int | None, str | None]:
-    """Return a TIFF file's kind ("TIFF" or "BigTIFF"), bits per sample, and compression if Pillow cannot decode it.
+    """Return a TIFF file's kind, its bits per sample, and the name of its compression.
 
-    The bits are None unless the file has a single number for them; the compression, such as "JPEG 2000", is None if
-    Pillow can decode it. Raises EOFError or struct.error if the directory of the first image is cut short, which Pillow
-    does not check. Source: TIFF Revision 6.0, section 2; the BigTIFF design.
+    The kind is "TIFF" or "BigTIFF". The bits are None if their number is missing, or stated for each channel of a
+    colour image. The compression is named, such as "JPEG 2000", only if Pillow cannot decode it, else None.
+
+    Raises EOFError or struct.error if the directory of the first image is cut short; Pillow does not check this.
+    Source: TIFF Revision 6.0, section 2; the BigTIFF design.
     """
     num_bytes = stream.seek(0, os.SEEK_END)
     stream.seek(0)

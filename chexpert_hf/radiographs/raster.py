@@ -183,7 +183,7 @@ def _check_png_chunks(stream: BinaryIO) -> None:
 
 
 def _check_is_whole(image: Image.Image, stream: BinaryIO) -> None:
-    """Raise RadiographError for several frames, and EOFError for a truncated BMP file, which Pillow would accept."""
+    """Raise RadiographError for several frames, EOFError for a truncated BMP file; Pillow would accept both."""
     if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG with further pictures behind it
         raise RadiographError("Expected one radiograph per file, got several frames or pages; export one of them.")
     for tile in image.tile if isinstance(image, BmpImageFile) else ():

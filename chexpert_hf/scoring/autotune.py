@@ -1,6 +1,7 @@
 """Time the runtimes and precisions that can be opened, choose the fastest, and keep the choice in the user's cache.
 
-A choice is reused for the same request, processor, number of threads, library versions, architecture and input size.
+A choice is reused on the same CPU, with the same number of threads and library versions, for models of the same
+architecture and input size, if the user asks for the same runtime and precision (such as "auto" and "fp32") as before.
 So later runs on a machine, and all members of an ensemble, use the same runtime.
 """
 
@@ -43,7 +44,7 @@ class Choice:
     skipped: Sequence[str]  # a line for each runtime that could not be opened, with the reason
 
     def note(self) -> str:
-        """Return the speeds and skipped runtimes as text that is appended to a runtime's `reason`."""
+        """Return the speeds and skipped runtimes as text that is appended to `Runtime.reason`, a line for the user."""
         ordered = sorted(self.images_per_second.items(), key=lambda item: -item[1])
         timed = f"; timed: {', '.join(f'{name} {rate:.0f}' for name, rate in ordered)} images/s" if ordered else ""
         return timed + (f". Skipped: {'; '.join(self.skipped)}." if self.skipped else ".")

@@ -94,7 +94,8 @@ class Prediction:
     def display_order(self) -> list[str]:
         """Return the observations for display: first the positive ones, then the others, each by falling probability.
 
-        No Finding or its equivalent is left out, since its map means nothing, unless it is the only observation.
+        The observation "No Finding", or its equivalent in other label sets, is excluded, since its map means nothing.
+        If it is the only observation, it is returned.
         """
         names = sorted(by_probability(self.probabilities), key=lambda name: not self.positives[name])
         return [name for name in names if name != self.labels.none_of_these] or names

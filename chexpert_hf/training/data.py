@@ -43,10 +43,11 @@ def with_labels(recipe: Recipe, roots: Roots) -> Recipe:
 def with_stated_labels(recipe: Recipe, train: datasets.Dataset, say: Callable[[str], None]) -> Recipe:
     """Return the recipe without the observations for which no training image has a usable label.
 
-    A label is not usable if it is -100 (not stated), if it is blank and the recipe treats blanks as unknown, or if
-    it is uncertain and the observation's policy learns only from certain labels. `say` is called with a line that names
-    the removed observations, and one that names the kept observations that are positive or uncertain in no training
-    image.
+    These labels are not usable: -100 (not stated); blank, if the recipe treats blanks as unknown; uncertain, under the
+    policy U-Ignore, or under U-SelfTrained if the recipe names no teacher.
+
+    `say` is called with a line that names the removed observations, if any. Another line names kept observations that
+    are neither positive nor uncertain in any training image: the model only learns to deny them.
 
     A recipe with a `held_out_fold` is returned unchanged. It trains one of the models for cross-fitting, and all of
     these must score the same observations.

@@ -99,8 +99,8 @@ def _fine_tuned(recipe: Recipe) -> CheXpertForImageClassification:
     """Build a model that starts from the weights of the model `recipe.init`.
 
     The backbone is copied. The head is copied as a whole if both models have the same observations, hidden layer and
-    multiclass observations. Otherwise only the rows of shared observations are copied, and only if neither model has a
-    hidden layer or multiclass observations; the rest of the head is random.
+    multiclass observations (those with three outputs, one of them for "uncertain"). Otherwise, if neither model has a
+    hidden layer or multiclass observations, the head's rows of shared observations are copied. The rest is random.
     """
     source = load_model(recipe.init)
     if source.config.num_channels != recipe.num_channels:

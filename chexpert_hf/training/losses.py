@@ -109,7 +109,10 @@ def _pixel_centres(count: int, like: Tensor) -> Tensor:
 
 
 def _weighted_moments(scores: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the weighted mean and variance of each column of `scores`, `(num_labels,)`; 0 where all weights are 0."""
+    """Return the weighted means and variances, `(num_labels,)` each, of the columns of `scores` `(batch, num_labels)`.
+
+    `weights` has the shape of `scores`. Both results are 0 for a column whose weights are all 0.
+    """
     total = weights.sum(dim=0).clamp(min=torch.finfo(weights.dtype).tiny)
     mean = (scores * weights).sum(dim=0) / total
     return mean, ((scores - mean) ** 2 * weights).sum(dim=0) / total

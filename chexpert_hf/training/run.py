@@ -155,7 +155,10 @@ def _train_once(
     report_to: str,
     progress: TrainerCallback | None,
 ) -> TrainingResult:
-    """Train one run of the recipe in `stages`, and complete its model folder; other arguments are those of `train`."""
+    """Train one model by the recipe `stages.recipe`, and complete its model folder `stages.output`.
+
+    `data` holds the splits loaded from `roots`, the folders of the data; other arguments are those of `train`.
+    """
     recipe, output, say = stages.recipe, stages.output, stages.say
     start = stages.after_first_stage()
     soft_labels, teachers = stages.soft_labels(start, data["train"]), stages.teachers()
@@ -272,7 +275,10 @@ def _write_patients(folder: Path, data: datasets.DatasetDict, recipe: Recipe, *,
 
 
 def _train_several(stages: Stages, data: datasets.DatasetDict, root: Roots) -> TrainingResult:
-    """Train a recipe `runs` times with successive seeds; write the ensemble of all runs' best (or last) checkpoints."""
+    """Train `recipe.runs` models with successive seeds; write the ensemble of all runs' best (or last) checkpoints.
+
+    `stages` holds the recipe, `data` the splits loaded from `root`, the folder or folders of the data.
+    """
     recipe, output = stages.recipe, stages.output
     is_best = recipe.checkpoint == "best" and bool(_judged_observations(data, recipe))
     members: list[Path] = []

@@ -119,9 +119,10 @@ class CheXpertTrainer(DurableCheckpoints):
         return (loss, outputs) if return_outputs else loss
 
     def centring(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
-        """Return the centring loss of the first `CENTRED_IMAGES` images; 0 if none has a positive label.
+        """Return the `centring_loss` of saliency maps of the batch's first `CENTRED_IMAGES` images.
 
-        Each image with a positive label contributes the map of one of its positive observations, drawn at random.
+        Of each image with a positive label, one map is used: that of a positive observation drawn at random. Images
+        without a positive label are skipped. If there are no others, the loss is 0.
         """
         positive = labels[:CENTRED_IMAGES] == POSITIVE
         rows = positive.any(dim=1).nonzero()[:, 0]
@@ -292,7 +293,10 @@ def _training_arguments(recipe: Recipe, num_images: int, output: Path, report_to
 
 
 def _num_workers(recipe: Recipe) -> int:
-    """Return the number of data-loader processes; 0 with a cache, since a batch is copied faster than it is sent."""
+    """Return the number of processes that load batches. It is 0, no extra process, if decoded images are cached.
+
+    Copying a batch from the cache takes less time than sending it from another process.
+    """
     if recipe.cache != "none":
         return 0
     if recipe.workers != "auto":

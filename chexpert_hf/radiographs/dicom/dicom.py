@@ -107,7 +107,10 @@ def holds_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Context manager that hides pydicom's warnings and logs, which quote the file; one thread at a time is inside."""
+    """Context manager that hides pydicom's warnings and logs, since they may quote patient data from the file.
+
+    Warnings are hidden for the whole process. So other threads wait until the thread in the context has left it.
+    """
     logger = logging.getLogger("pydicom")
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -44,8 +44,8 @@ class InflatedStream(BytesIO):
     def read_last(self, size: int) -> bytes:
         """Read the pixels, `size` bytes, as the last read of the stream.
 
-        Up to 1 MB of the data after the pixels is decompressed, too, to find out whether the file was cut short. If the
-        data end too early, there or in the pixels, EOFError is raised.
+        Up to 1 MB of the data after the pixels is decompressed, too, to find out whether the file was cut short.
+        Raises EOFError if the compressed data stop before their end mark, among the pixels or in this megabyte.
         """
         data = super().read(size)
         rest = self._inflater.decompress(self._inflater.unconsumed_tail, size - len(data) + _MAX_REST_BYTES)
@@ -76,8 +76,7 @@ class _MeteredStream:
 def read_meta(stream: BinaryIO, last: int = 0x0002FFFF) -> Dataset:
     """Read a file's meta information, the elements of group 2; empty if the file has none.
 
-    Elements after the tag `last` are not read; by default all of group 2 is. The file may lack the preamble of 128
-    bytes.
+    `last` is the last tag to read; by default, the whole group is read. The file may lack the preamble of 128 bytes.
     """
     stream.seek(0)
     has_preamble = stream.read(_PREAMBLE_BYTES)[128:] == b"DICM"

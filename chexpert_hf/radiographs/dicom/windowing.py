@@ -2,8 +2,8 @@
 
 The pipeline of DICOM PS3.4 section N.2: modality transformation (rescaling or lookup table), values of interest (VOI:
 lookup table or window), inversion. Each step maps one value at a time, so all of it is done once per possible value (at
-most 65,536), not per pixel. pydicom's own functions are not used: version 3.0.2 takes indices into tables of 8-bit
-entries modulo 256.
+most 65,536), not per pixel. pydicom's own functions are not used: if a table's entries have 8 bits, version 3.0.2 reads
+entry 44 (300 modulo 256) in place of entry 300.
 """
 
 import math
@@ -80,9 +80,9 @@ def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> N
 def _window(values: NDArray[np.float64], used: NDArray[np.float64], header: Header) -> NDArray[np.float64] | None:
     """Apply the first usable window to `values`; return the result in 0..1, or None if no window is usable.
 
-    `values` holds the result of `_modality` for every stored value that is possible, such as 0 to 255, not for every
-    pixel. `used` is the part of them from the smallest stored value that occurs in the image to the largest. If a
-    window covers none of `used`, the image becomes all black or all white, and a line in `header.notes` says so.
+    Neither array is an image. `values` holds the result of `_modality` for each possible stored value, such as 0 to
+    255. `used` is a slice of `values`: from the result for the image's smallest stored value to that for its largest.
+    If the window covers none of `used`, the image becomes all black or all white, and `header.notes` gets a line.
 
     Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """

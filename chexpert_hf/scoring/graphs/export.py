@@ -239,7 +239,7 @@ def _images_to_export_with(
 def phantoms(count: int, *, seed: int) -> list[Image.Image]:
     """Draw `count` phantoms with one observation each; phantom i has the seed `seed + i`.
 
-    From one phantom to the next, both observation and projection change, so that all of them occur in turn.
+    Phantom i shows the i-th observation in the i-th projection; each of these two lists starts again at its end.
     """
     drawn = (
         render_phantom(seed + number, [OBSERVATIONS[number % len(OBSERVATIONS)]], projection=PROJECTIONS[number % 3])
