@@ -56,7 +56,7 @@ def _lung_depths(frame: FrontalFrame) -> dict[int, Floats]:
 
 
 def _body(frame: FrontalFrame, rng: Generator) -> Floats:
-    """Draw trunk, neck, shoulders, arms and breasts, `(height, width)` in cm of water, as if the lungs were solid."""
+    """Return the thickness `(height, width)`, in cm of water, of the frontal body as if the lungs were solid."""
     patient, half = frame.patient, frame.half
     depth, flank, neck = 19.5 + 5.5 * patient.fat, 1.14 + 0.18 * patient.fat, 0.42 + 0.12 * patient.fat
     outline = (
@@ -105,7 +105,7 @@ def _lateral_lungs(frame: LateralFrame) -> dict[int, Floats]:
 
 
 def _lateral_body(frame: LateralFrame) -> Floats:
-    """Draw trunk, neck and raised arms, `(height, width)` in cm of water, as if the lungs were solid."""
+    """Return the thickness `(height, width)`, in cm of water, of the lateral body as if the lungs were solid."""
     fat = frame.patient.fat
     fronts = ((-0.35, 0.3), (-0.2, 0.3), (-0.05, 0.1), (0.2, -0.08 - 0.1 * fat), (1.0, -0.1 - 0.2 * fat))
     backs = ((-0.35, 0.85), (-0.2, 0.9), (-0.02, 1.08), (0.2, 1.16 + 0.1 * fat), (1.3, 1.14 + 0.1 * fat))
@@ -124,7 +124,7 @@ def _lateral_body(frame: LateralFrame) -> Floats:
 
 
 def _lateral_bones(frame: LateralFrame) -> Floats:
-    """Draw spine, breast bone, ribs and shoulder blades, `(height, width)` in cm of water."""
+    """Return the thickness `(height, width)`, in cm of water, of spine, breast bone, ribs and shoulder blades."""
     bones, faint = Layer(frame.shape), Layer(frame.shape)
     corners = [[-1, -0.8], [-0.9, -1], [0.9, -1], [1, -0.8], [0.9, 0], [1, 0.8], [0.9, 1], [-0.9, 1], [-1, 0.8]]
     vertebra = np.array(corners)
@@ -150,7 +150,7 @@ def _lateral_bones(frame: LateralFrame) -> Floats:
 
 
 def _lateral_vessels(frame: LateralFrame, engorged: float) -> Floats:
-    """Draw the hila and their vessels, `(height, width)` in cm of water; `engorged` multiplies the vessels' width."""
+    """Return the thickness `(height, width)`, in cm of water, of hila and vessels; `engorged` scales vessels' width."""
     rng = np.random.default_rng(frame.patient.vessel_seed)
     layer, hub = Layer(frame.shape), frame.place(0.5, 0.47)
     skeleton.draw_vessels(layer, [skeleton.vessel_tree(rng, hub, way, 0.2 * frame.height) for way in (-1, 1)], engorged)

@@ -11,8 +11,9 @@ METAL = 1.0
 
 
 def plant_support_devices(frame: Frame, rng: Generator) -> Floats:
-    """Draw one to three devices and return them, `(height, width)` in cm of water.
+    """Draw one to three devices; return their thickness, an array `(height, width)` in cm of water.
 
+    The thickness is the depth of water that would absorb as much of the X-rays.
     Lateral views do not show ports and chest tubes.
     """
     odds = np.array([chance for chance, _ in _DEVICES])

@@ -123,7 +123,7 @@ def _with_parents(masks: dict[str, Mask]) -> dict[str, Mask]:
 
 
 def expose(thickness: Floats, rng: Generator, projection: str, fat: float) -> Floats:
-    """Turn thickness, `(height, width)` in cm of water, into grey levels, 0 black and 255 white, not yet clipped.
+    """Turn thickness, an array `(height, width)` in cm of water, into grey levels: 0 black, 255 white, not yet clipped.
 
     Exposure follows the patient's build (`fat`, 0 thin, 1 obese), as with automatic exposure control; portable AP views
     are noisier, softer and flatter.

@@ -1,4 +1,4 @@
-"""Draws bones, airways and lung vessels of the frontal phantom, as `(height, width)` maps in cm of water."""
+"""Draws bones, airways and lung vessels of the frontal phantom, as thickness `(height, width)` in cm of water."""
 
 from typing import NamedTuple
 
@@ -61,7 +61,7 @@ def _rib_lines(frame: FrontalFrame, side: int, num_points: int = 18, is_anterior
 
 
 def ribs(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Floats:
-    """Draw all ribs, with the given fractures, `(height, width)` in cm of water."""
+    """Return the thickness `(height, width)`, in cm of water, of all ribs with the given fractures."""
     posterior, anterior, width = Layer(frame.shape), Layer(frame.shape), _RIB_WIDTH * frame.height
     for side in SIDES:
         broken = [item.rib for item in breaks if item.side == side]
@@ -111,7 +111,7 @@ def fracture_mask(frame: FrontalFrame, breaks: tuple[Break, ...]) -> Mask:
 
 
 def girdle(frame: FrontalFrame) -> Floats:
-    """Draw clavicles, scapulae and humeral heads, `(height, width)` in cm of water."""
+    """Return the thickness `(height, width)`, in cm of water, of clavicles, scapulae and humeral heads."""
     layer, faint = Layer(frame.shape), Layer(frame.shape)
     lift, inward = (-0.03, -0.16) if frame.is_ap else (0.0, 0.0)
     elbow = (1.62, 1.0) if frame.is_ap else (1.95, 0.75)
@@ -133,7 +133,7 @@ def girdle(frame: FrontalFrame) -> Floats:
 
 
 def spine(frame: FrontalFrame) -> Floats:
-    """Draw vertebral bodies with discs, pedicles and spinous processes, `(height, width)` in cm of water."""
+    """Return the thickness `(height, width)`, in cm of water, of vertebrae, their discs, pedicles and processes."""
     reach = 0.17 * frame.half
     columns = slice(max(0, int(frame.midline.min() - reach)), int(frame.midline.max() + reach))
     halfwidth = frame.half * curve(frame.v, ((-0.3, 0.095), (0.1, 0.1), (1.3, 0.13)), 4)[:, None]
@@ -156,7 +156,7 @@ def _bump(array: Floats, centre: float, width: float) -> Floats:
 
 
 def vessels(frame: FrontalFrame, engorged: float) -> Floats:
-    """Draw lung vessels from the hila, `(height, width)` in cm of water; `engorged` multiplies their width."""
+    """Return the thickness `(height, width)`, in cm of water, of the lung vessels; `engorged` scales their width."""
     rng, hila = np.random.default_rng(frame.patient.vessel_seed), ((RIGHT, 0.5), (LEFT, 0.46))
     roots = [(side, frame.place(side * 0.17 + frame.rotation * 0.5, v)) for side, v in hila]
     trees = [vessel_tree(rng, hilum, side, 0.22 * frame.height) for side, hilum in roots]

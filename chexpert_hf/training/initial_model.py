@@ -172,8 +172,8 @@ def image_size_of(recipe: Recipe) -> int:
 def build_processor(recipe: Recipe) -> CheXpertImageProcessor:
     """Build the image processor: a new one, or that of the model to fine-tune; both resize to the recipe's image size.
 
-    A new one normalises by mean and standard deviation of ImageNet, or of a pretrained timm backbone. For one channel,
-    the values of the three colours are averaged.
+    A new one normalises by mean and standard deviation of ImageNet, or of a pretrained timm backbone. Both are three
+    numbers, one per colour; a model with one input channel gets their average.
     """
     side = image_size_of(recipe)
     values: dict[str, Any] = {"size": {"height": side, "width": side}}

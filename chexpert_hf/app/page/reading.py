@@ -56,7 +56,7 @@ class Item(FileResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Notes on the file and the gate's messages, as sentences; only the gate's warnings if there are no scores."""
+        """Sentences: notes on the file, then the gate's messages. Without scores, nothing but the gate's warnings."""
         if self.prediction is None:
             return self.gate.warnings if self.gate else ()
         return (*self.prediction.notes, *(self.gate.messages if self.gate else ()))
