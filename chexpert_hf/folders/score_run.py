@@ -33,7 +33,7 @@ class Shard:
     count: int = 1
 
     def of(self, files: Sequence[RadiographFile], batch_size: int) -> list[RadiographFile]:
-        """Return the files of this part of a list."""
+        """Return the shard's files: every `count`-th batch of `batch_size` files, from batch `index` on."""
         return [file for place, file in enumerate(files) if place // batch_size % self.count == self.index]
 
 

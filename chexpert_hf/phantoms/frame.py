@@ -104,7 +104,7 @@ class _Frame:
         return self.place(side * u + shift[0], v + shift[1])
 
     def path(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
-        """Return a smooth line, `(24, 2)` as x, y, near the corners that `trace` returns for these arguments."""
+        """Return a smooth line, 24 points (x, y) in pixels, close to an outline; for the arguments see `trace`."""
         return smooth_path(self.trace(nodes, side, shift))
 
     def _axis(self, v: Points | Floats) -> Points:

@@ -56,7 +56,10 @@ class Item(FileResult):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences: notes on the file, then the gate's messages. Without scores, nothing but the gate's warnings."""
+        """Sentences for the visitor: notes on the file, then everything that the gate says.
+
+        If the radiograph was not scored, `error` gives the reason, and only the gate's other warnings are returned.
+        """
         if self.prediction is None:
             return self.gate.warnings if self.gate else ()
         return (*self.prediction.notes, *(self.gate.messages if self.gate else ()))
