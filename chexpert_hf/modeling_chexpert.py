@@ -369,8 +369,8 @@ def unconditional_logits(logits: Tensor, config: CheXpertConfig) -> Tensor:
         config: Its `label_parents` are the hierarchy.
 
     Returns:
-        Logits of the same shape. The probability of each is the product of the given probabilities of the observation
-        and of all its ancestors.
+        Logits of the same shape. The unconditional probability of an observation is the product of its conditional
+        probability (the sigmoid of its logit) and those of all its ancestors.
 
     Source: Pham et al. 2019, arXiv:1911.06475.
     """
@@ -386,13 +386,15 @@ def _along_hierarchy(paths: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Ten
     """Return 1 - s, log(p) and 1 - p of each observation, all `(batch, num_labels)`, in float32.
 
     s is the sigmoid of the logit: the probability given that the parent is positive. p is the unconditional
-    probability: the product of s over the observation and its ancestors, which `paths` from `hierarchy_paths` lists.
+    probability: the product of s over the observation and its ancestors. `paths`, from `hierarchy_paths`, marks these
+    in a row for each observation.
 
     1 - p is the probability that the observation or an ancestor is negative. It is computed as a sum. For example, a
-    child has s = .5 and its parent, the top of the hierarchy, s = .8. The parent is negative with probability .2, and
-    the parent positive but the child negative with .8 * .5 = .4: so the child's 1 - p is .6. Simply subtracting p from
-    1 would give 0 for high logits, in bf16 from 6 on. 1 - s is computed from an exponential, since the sigmoids of
-    other runtimes are 0 below -18.
+    child has s = .5 and its parent, the top of the hierarchy, s = .8. The parent is negative with probability .2. The
+    parent is positive but the child negative with probability .8 * .5 = .4. So the child's 1 - p is .6.
+
+    Subtracting p from 1 would give 0 for high logits. 1 - s could be computed as the sigmoid of the negative logit, but
+    some runtimes return 0 for sigmoids below -18. So an exponential is used.
     """
     given = logits.float().clamp(-_HIGHEST_LOGIT, _HIGHEST_LOGIT)
     odds = (-given).exp()

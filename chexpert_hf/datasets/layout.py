@@ -59,9 +59,9 @@ _OUT_OF_FOLDER = r"^/|^[A-Za-z]:|(?:^|/)\.\.(?:/|$)"  # an absolute path, or one
 class Layout:
     """The file layout of a data set: the names of its files, and functions that read its splits.
 
-    `read(folder, split, names)` returns a table like the function `rows`: one row per radiograph, in the order of the
-    files. It has a float32 column per name: 1, 0, -1 (uncertain), NaN (not stated), or the share of readers who say 1.
-    `read` raises DatasetError if a file is not as the layout defines.
+    `read(folder, split, names)` returns a table, made by `rows` in this module: one row per radiograph, in the order of
+    the files. It has a float32 column for each observation in `names`: 1, 0, -1 (uncertain), NaN (not stated), or the
+    share of readers who say 1. `read` raises DatasetError if a file is not as the layout defines.
     """
 
     name: str
@@ -80,7 +80,8 @@ class Layout:
     boxes: Callable[[Path], pd.DataFrame | None] | None = None
     """Reads the boxes that readers drew, as a table with `BOX_COLUMNS`; None if the folder has no file of boxes."""
     masks: Callable[[Path], Masks] | None = None  # reads the masks that readers drew; None if there are none
-    for_file: Callable[[str], "Layout"] | None = None  # makes the layout of a CSV file of any name
+    for_file: Callable[[str], "Layout"] | None = None
+    """Returns this layout for a CSV file of another name, such as "my.csv"; None if names are fixed."""
 
     def is_in(self, folder: Path) -> bool:
         """Return whether a folder holds a data set in this layout."""
@@ -109,7 +110,10 @@ def find_table(folder: Path, names: Sequence[str]) -> Path | None:
 
 
 def table_in(folder: Path, names: Sequence[str]) -> Path:
-    """Return a table as `find_table` does, but raise DatasetError instead of returning None."""
+    """Return the first of the file names `names` that is in the folder, possibly with `.gz` added.
+
+    Raises DatasetError if none is.
+    """
     if file := find_table(folder, names):
         return file
     raise DatasetError(f"No table of a data set in {str(folder)!r}; looked for {', '.join(names)}. Add it.")
@@ -245,7 +249,10 @@ def _texts(values: Sequence[str], index: pd.Index) -> pd.Series:
 
 
 def refuse_repeated(table: pd.DataFrame, file: Path, column: str) -> pd.DataFrame:
-    """Return a table of `rows` unchanged; DatasetError, naming `file` and `column`, if it has a path twice."""
+    """Return a table of radiographs unchanged; raise DatasetError if two of its rows have the same `path`.
+
+    The message names the file that the table was read from, and its column of image paths.
+    """
     repeated = table["path"][table["path"].duplicated()]
     if len(repeated):
         row, path = next(iter(repeated.items()))

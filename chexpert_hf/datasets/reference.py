@@ -342,8 +342,8 @@ def _numbers(texts: pd.Series, choice: _Choice, file: Path) -> pd.Series:
 def _per_image(values: pd.Series, paths: pd.Series, boxed: set[int], where: str) -> dict[str, float]:
     """Return path -> label: 1, 0, -1 (uncertain), or NaN where it is not stated.
 
-    If an image has several rows, its label is their highest value. If they differ, each must have a box; otherwise,
-    ReferenceFileError is raised.
+    The label of an image with several rows is the highest of their values. If these values differ, each of the rows
+    must have a box, or ReferenceFileError is raised.
 
     `values` holds the value of each row, with .5 for uncertain, and `paths` the image of each row. `boxed` are the rows
     with a box. `where` names file and column in errors.

@@ -95,7 +95,10 @@ def _chosen(layout: str | Layout | None) -> Sequence[Layout]:
 
 
 def _table_with(text: str) -> Layout:
-    """Return the layout of a CSV file from "image=FILE,patient=PID": the arguments `*_column` of `table_layout`."""
+    """Return the layout of a CSV file whose columns are named in `text`.
+
+    For example, "image=FILE,patient=PID" means that the column FILE holds the images and PID the patients.
+    """
     given = {fact.strip(): column.strip() for fact, _, column in (item.partition("=") for item in text.split(","))}
     facts = [name.removesuffix("_column") for name in signature(table_layout).parameters if name.endswith("_column")]
     if strange := [fact for fact, column in given.items() if fact not in facts or not column]:

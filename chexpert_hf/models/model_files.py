@@ -130,7 +130,10 @@ def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
 
 
 def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Raise ChecksumError if a file differs from its checksum; `names` as in `differences`."""
+    """Raise ChecksumError if one of the files `names` is missing, has no checksum or differs from it.
+
+    By default, all files are checked that have or should have a checksum. No effect without `checksums.json`.
+    """
     if found := differences(folder, names):
         raise ChecksumError(
             f"{folder}: {found[0]} ({CHECKSUMS_FILE}){f', and {len(found) - 1} more' if len(found) > 1 else ''}. Copy "

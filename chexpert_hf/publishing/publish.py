@@ -133,7 +133,8 @@ def push_model(
     repository stay. `private` is for a new repository; `create_pr` opens a pull request in an existing one.
 
     Raises:
-        PublishError, ChecksumError: See `stage_model`.
+        PublishError: If the folder is not fit to be published, such as without a complete card.
+        ChecksumError: If a file has changed since the folder was saved.
         HubError: If the Hub refuses or cannot be reached.
     """
     expect_repo_id(repo_id)

@@ -137,7 +137,11 @@ def archive_members(path: str, found: Found, *, others: bool = False) -> Iterato
 
 
 def _matches(path: str, found: Found, follow_links: bool) -> list[str]:
-    """Return the path if it exists, else the paths that match it as a glob pattern; InputError if there are none."""
+    """Return the path if it exists, else the paths that match it as a glob pattern; InputError if there are none.
+
+    Matching links that lead out of the pattern's folder are kept only with `follow_links`. Followed and
+    skipped links are added to the counts in `found`.
+    """
     if os.path.lexists(path):
         return [path]
     if not glob.has_magic(path):

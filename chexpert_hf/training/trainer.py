@@ -119,10 +119,10 @@ class CheXpertTrainer(DurableCheckpoints):
         return (loss, outputs) if return_outputs else loss
 
     def centring(self, pixel_values: Tensor, labels: Tensor) -> Tensor:
-        """Return the `centring_loss` of saliency maps of the batch's first `CENTRED_IMAGES` images.
+        """Return a loss that is low if the peaks of saliency maps lie at the image regions that cause them.
 
-        Of each image with a positive label, one map is used: that of a positive observation drawn at random. Images
-        without a positive label are skipped. If there are no others, the loss is 0.
+        It is the `centring_loss` over the batch's first `CENTRED_IMAGES` images. Of each image with a positive label,
+        one map is used: that of a positive observation drawn at random. If there is no such image, the loss is 0.
         """
         positive = labels[:CENTRED_IMAGES] == POSITIVE
         rows = positive.any(dim=1).nonzero()[:, 0]

@@ -87,9 +87,9 @@ def detail_of(item: Item) -> str:
 def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], chosen: str | None = None) -> str:
     """Return a self-contained report of a study as HTML: one printed page with images, maps, scores and disclaimer.
 
-    It is HTML, not PDF, to be searchable and readable aloud. It requests nothing and holds no file name. Browsers that
-    run its script show the viewer; paper and others at most `_MOST` views and at most `_MOST` maps. The map of the
-    `chosen` observation comes first, the others in `display_order`. `points` are the operating points.
+    It is HTML, not PDF, to be searchable and readable aloud. It requests nothing and holds no file name. Its script
+    shows the viewer. On paper, or without the script, it has up to `_MOST` views and up to `_MOST` maps: that of the
+    `chosen` observation first, the others in `display_order`. `points` are the operating points.
     """
     images = [(caption, data_url(encode(image))) for caption, image in _report_images(study, chosen)]
     stills = render("stills.html", study=study, images=images, color_bar=_png(np.arange(256)[None], COLORMAP))

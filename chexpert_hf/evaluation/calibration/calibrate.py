@@ -70,7 +70,10 @@ class CalibratedModel:
         return asdict(self)
 
     def as_table(self) -> str:
-        """Format a line per observation (slope, intercept, operating point or why it has none), then `check`."""
+        """Format a line per observation (slope, intercept, operating point or why it has none).
+
+        A table follows that compares the calibration methods by cross-validation, if there were enough studies for it.
+        """
         cells = [["observation", "slope", "intercept", "operating point"]]
         for name, line in self.calibration.lines.items():
             chosen = self.without_point.get(name, "")

@@ -221,8 +221,8 @@ def check_calibration(
 ) -> CalibrationCheck | None:
     """Cross-validate each of `METHODS` by patient: each fold is calibrated by a fit to all the other folds.
 
-    Logits and labels are as for `fit_calibration`; `patients` names the patient of each study. Returns None if there is
-    no observation for which each method can be fitted for every fold.
+    Logits and labels are `(num_studies, num_labels)`, NaN where a label is unknown; `patients` names the patient of
+    each study. Returns None if there is no observation for which each method can be fitted for every fold.
     """
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
     fold_of = np.random.default_rng(0).permutation(len(names))[patient] % FOLDS  # (num_studies,)

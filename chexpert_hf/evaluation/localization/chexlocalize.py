@@ -66,7 +66,10 @@ class RunLengths:
         return cls((height, width), text.decode("ascii"))
 
     def decode(self) -> Mask:
-        """Return the mask `(height, width)`; CheXlocalizeFileError if `counts` is not a mask of this size."""
+        """Return the mask `(height, width)`.
+
+        Raises CheXlocalizeFileError if the run lengths are invalid or do not add up to height * width.
+        """
         height, width = self.size
         runs = _from_text(self.counts)
         if min(runs, default=0) < 0 or sum(runs) != height * width:

@@ -107,8 +107,8 @@ def localize_dataset(
             threshold of each map.
         replicates: Number of bootstrap resamples of patients.
         maps_folder: If given, the maps are written to this folder as cheXlocalize's pickles, and the ground truth as
-            `gt_segmentations.json`; such files of an earlier run are replaced. In `gt_segmentations.json`, a finding
-            without a mask or box is absent, even if it may be present in the image.
+            `gt_segmentations.json`; such files of an earlier run are replaced. A finding without a mask or box gets an
+            empty mask in `gt_segmentations.json`, as if the image did not show it.
         progress: Called with 1 after each image.
 
     Raises:

@@ -196,7 +196,11 @@ def check_removal(
     random: FloatArray,
     patients: Sequence[str],
 ) -> RemovalCheck:
-    """Compute the gains in `RemovalCheck` from its other fields; `patients` names the patient of each curve."""
+    """Compare deletion and insertion curves with those of a random order: compute the mean areas between them.
+
+    `patients` names the patient of each curve. The other arguments become fields of the `RemovalCheck`, where they are
+    explained; the areas are its fields `deletion_gain` and `insertion_gain`.
+    """
     deleted, inserted, at_random = (trapezoid(curves, fractions, axis=1) for curves in (deletion, insertion, random))
     gains = (_ratio(gain, np.ones(len(gain)), patients) for gain in (at_random - deleted, inserted - at_random))
     return RemovalCheck(observations, fractions, deletion, insertion, random, *gains)

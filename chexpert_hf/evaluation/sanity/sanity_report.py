@@ -90,7 +90,10 @@ def write_sanity(folder: Path, checks: SanityChecks) -> None:
 
 
 def sanity_figure(checks: SanityChecks) -> Figure:
-    """Draw the similarity to maps of random weights by observation, and the mean deletion and insertion curves."""
+    """Draw three plots: similarities of maps for each observation, mean deletion curves, and mean insertion curves.
+
+    The similarities compare the model's maps with those of the same network with randomised weights.
+    """
     figure = Figure(figsize=(9.6, 3.4), dpi=150, layout="constrained")
     similarity, *curves = figure.subplots(1, 3, width_ratios=(1.35, 1, 1))
     _draw_similarity(similarity, checks)

@@ -65,7 +65,10 @@ class Header:
         return values.pop() if values else None
 
     def integer(self, keyword: str) -> int | None:
-        """Return `number(keyword)` as an integer; RadiographError if it is not a whole number."""
+        """Return the only number of an element as an integer, None if missing or blank.
+
+        Raises RadiographError if several numbers differ, or if the number is not whole.
+        """
         value = self.number(keyword)
         if value is not None and (not math.isfinite(value) or value != int(value)):
             raise RadiographError(

@@ -122,7 +122,10 @@ def expect_intact(checkpoint: Path) -> None:
 
 @contextmanager
 def reading(checkpoint: str | None) -> Iterator[None]:
-    """Context manager: turn errors in loading `checkpoint` into a CheckpointError, one line that names its path."""
+    """Context manager: turn errors in loading a checkpoint into a CheckpointError, one line that names its path.
+
+    `checkpoint` is the path; None if the Trainer, whose loading methods run in the context, has none to load.
+    """
     try:
         yield
     except CheckpointError:
