@@ -202,7 +202,10 @@ class PooledLayerNorm(nn.LayerNorm):
 
 
 class ConvNeXtBackbone(Backbone):
-    """torchvision's ConvNeXt-Tiny, with its last LayerNorm before pooling (`PooledLayerNorm`)."""
+    """torchvision's ConvNeXt-Tiny, except that its last LayerNorm comes before the pooling, not after it.
+
+    The logits are the same, see `PooledLayerNorm`.
+    """
 
     def __init__(self, config: CheXpertConfig) -> None:
         """Take the number of channels from the config."""

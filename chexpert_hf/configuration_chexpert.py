@@ -312,7 +312,7 @@ class CheXpertConfig(PreTrainedConfig):
                 raise ValueError(f"The operating point of {name} is {point}, expected a probability in [0, 1].")
 
     def validate_calibration(self) -> None:
-        """Raise ValueError if the calibration names another observation or has a slope that is not positive."""
+        """Raise ValueError if the calibration has an observation that the model lacks, or a slope of 0 or less."""
         slopes = (self.calibration or {}).get("slopes", {})
         for name, slope in slopes.items():
             if name not in self.observations:

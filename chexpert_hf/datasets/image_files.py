@@ -64,7 +64,8 @@ def find_bad_files(
 def _fault(root: str, path: str, is_link: Callable[[str], bool], follow_links: bool, links: list[str]) -> str | None:
     """Return the fault of the file at `path` below `root`; None if it has none.
 
-    Append `path` to `links` if the file is reached through a link. `is_link` says whether a folder below `root` is one.
+    If links are followed to reach the file, append `path` to `links`. `is_link` says of a folder, given by its path
+    below `root`, whether it is a link.
     """
     file, parts = os.path.join(root, path), path.split("/")
     try:

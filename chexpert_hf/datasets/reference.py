@@ -47,7 +47,7 @@ class ReferenceFileError(InputError):
 class Target:
     """One finding of a reference standard, and the model's observation that it is compared with."""
 
-    name: str  # the column, such as "Target"; if its cells are texts, also the positive one: "Class:Normal"
+    name: str  # the column, such as "Target"; for a column of texts "column:positive text", as in "Class:Normal"
     observation: str  # the model's observation whose score is compared with the labels
     against: str | None  # condition on the rows used as negatives, such as "Class=Normal"; None: all negatives
     labels: Mapping[str, float]  # path -> 1, 0, -1 (uncertain), or NaN where it is not stated

@@ -86,7 +86,9 @@ def evaluation_labels(labels: FloatArray, blank: BlankPolicy | str = BlankPolicy
 
 
 def split_labels(dataset: "datasets.Dataset", blank: BlankPolicy | str) -> FloatArray:
-    """Return the labels `(num_views, num_labels)` of a split from `load_dataset`, converted by `evaluation_labels`.
+    """Return the labels `(num_views, num_labels)` of a split from `load_dataset` as 0, 1 or NaN (unknown).
+
+    `blank` says whether a blank label becomes 0 or NaN. See `evaluation_labels` for the other labels.
 
     If an observation is uncertain in one view of a study, its labels of 0 in the study's other views become NaN.
     Thus a study with an uncertain and a negative view is unknown, not negative.

@@ -201,7 +201,10 @@ def _read_chunk(files: _Chunk) -> _Packed:
 
 
 def read_one(reader: Preparation | CheXpertClassifier, file: RadiographFile, for_gate: bool) -> ReadFile:
-    """Read and prepare one file; the result holds the radiograph or the RadiographError."""
+    """Read one file and resize its radiograph; the result holds the radiograph or the RadiographError.
+
+    With `for_gate`, the input of the gate is prepared, too.
+    """
     try:
         return ReadFile(file, reader.prepare(reader.read(file), for_gate=for_gate))
     except RadiographError as error:

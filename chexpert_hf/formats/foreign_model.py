@@ -54,9 +54,9 @@ class Outputs:
     classes: int = 1  # outputs per observation: 1, or 3 under U-MultiClass
 
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
-        """Return a linear layer's weight and bias, if `tensors` has them, cut to the rows with the indices `rows`.
+        """Return the weight and bias of the linear layer named `layer`, without the rows of outputs that are dropped.
 
-        `layer` is the layer's name. The keys are as in `tensors`, such as "classifier.weight".
+        The keys are those in `tensors`, such as "classifier.weight". A tensor that is missing there is skipped.
         """
         names = (f"{layer}.weight", f"{layer}.bias")
         return {name: tensors[name][list(self.rows)] for name in names if name in tensors}

@@ -158,9 +158,10 @@ def _split(content: Any, path: Path) -> WeightFile:
 
 
 def _tensors_of(value: Any, path: Path) -> dict[str, Tensor]:
-    """Return name -> tensor of a state dict, or of a module that was read as `_Inert`; empty if `value` is neither.
+    """Return name -> tensor of a state dict, or of a pickled module; empty if `value` is neither.
 
-    Raises WeightsError, with `path` in its message, if the state of a module is not that of a PyTorch module.
+    A pickled module is read without its code, as an `_Inert`, which only holds the module's state. Raises WeightsError,
+    with `path` in its message, if the state is not that of a PyTorch module.
     """
     if isinstance(value, Mapping) and all(isinstance(item, Tensor) for item in value.values()):
         return {str(name): tensor.detach() for name, tensor in value.items()}

@@ -29,8 +29,9 @@ def child_scores(features: Floats) -> Floats:
 def lowest_child_limit() -> float:
     """Return the smallest value that a gate's `child_limit` may have.
 
-    A gate warns of a child's radiograph if its `child_scores` exceed `child_limit`. In a cross-validation of the
-    discriminant, a fraction `CHILD_QUANTILE` of the adults scored below the value returned here.
+    A gate warns that a radiograph may be a child's if its score from `child_scores` exceeds `child_limit`. The value
+    returned here was found by cross-validation when the weights were fitted: a fraction `CHILD_QUANTILE` of the adults
+    scored below it.
     """
     return _discriminant()[1]
 
@@ -42,9 +43,9 @@ def _discriminant() -> tuple[Floats, float]:
 
 
 def save_discriminant(file: Path, weights: Floats, limit: float, data: str) -> None:
-    """Write the discriminant to `file`: its weights `(NUM_FEATURES,)`, its limit, and a line of text on its data.
+    """Write a JSON file with the linear discriminant that tells children's radiographs from adults'.
 
-    `limit` is the number that `lowest_child_limit` reads from the file; `data` names the data that the discriminant was
-    fitted on.
+    `weights` `(NUM_FEATURES,)` give a radiograph's score. A score above `limit` means a child, unless a gate sets a
+    higher limit. `data` is a text that names the data that the weights were fitted on.
     """
     write_json(file, {"data": data, "limit": limit, "weights": [float(f"{weight:.7g}") for weight in weights]})

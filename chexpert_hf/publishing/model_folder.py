@@ -150,7 +150,9 @@ def save_trained_folder(
         folder: The model folder.
         model: In float32 on the CPU.
         processor: Its image processor.
-        recipe, data, best_step: See `chexpert_hf.publishing.card.render_card`.
+        recipe: All values of the training run's recipe, by field.
+        data: From `describe_data`: the name of the data and numbers of images and patients in each split.
+        best_step: Optimizer step of the checkpoint that was kept.
         evaluation: Metrics on the validation split.
         assessment: From `assess_predictions`: intervals and subgroups for card and `evaluation.json`.
     """

@@ -238,10 +238,11 @@ def push_space(
 ) -> Published:
     """Create or update a Space in one commit; a new Space runs on the Hub's free CPUs.
 
-    `private` is for a new Space; other arguments are as for `stage_space`.
+    `model` is a model folder or a repository, and `revision` a branch, tag or commit of the repository. `private` is
+    for a new Space.
 
     Raises:
-        InputError: See `stage_space`.
+        InputError: If the model folder is not fit to be published.
         HubError: If the Hub refuses or cannot be reached.
     """
     api = api or HfApi()

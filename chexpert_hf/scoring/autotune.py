@@ -85,7 +85,7 @@ def recall(path: Path) -> Choice | None:
 
 
 def remember(path: Path, choice: Choice) -> None:
-    """Write a choice to a file for `recall`; do nothing if the file cannot be written."""
+    """Write a choice of runtime and precision to a file, for later runs; do nothing if that fails."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**asdict(choice), "processor": processor_name()})

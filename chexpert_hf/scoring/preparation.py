@@ -23,10 +23,10 @@ class Prepared:
     Attributes:
         gray: Gray levels `(1, height, width)`, a tensor for each member of the classifier.
         size: (width, height) of the radiograph in pixels, before resizing.
-        notes: As in `Prediction`.
+        notes: A line for each part of the file that was replaced or ignored in reading it, such as an unusable window.
         gate_input: The image for the gate; None if the gate shall not check it, or has checked it already.
         verdict: The gate's verdict; None if it has not checked the image yet, or never will.
-        source: As in `Prediction`.
+        source: The input that it was read from, such as a path, kept for drawing pictures later; None if not kept.
     """
 
     gray: tuple[Tensor, ...]

@@ -30,7 +30,7 @@ def positive_maps(saliency: Tensor) -> Tensor:
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> NDArray[np.float32]:
-    """Resize maps bilinearly to the image, placed over the part of it that the model saw.
+    """Resize maps bilinearly to the part of the image that the model saw, and pad them to the whole image with 0.
 
     Args:
         maps: `(num_labels, h, w)`.
@@ -38,7 +38,7 @@ def resize_maps(maps: Tensor, size: tuple[int, int], box: Box | None = None) -> 
         box: The part of the image that the model saw, from `CheXpertImageProcessor.seen_box`; all of it if None.
 
     Returns:
-        `(num_labels, height, width)`; 0 outside that part.
+        `(num_labels, height, width)`; 0 outside `box`.
     """
     width, height = size
     left, top, right, bottom = box or (0, 0, width, height)

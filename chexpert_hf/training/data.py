@@ -87,7 +87,7 @@ def load_data(
     check_files: bool = True,
     say: Callable[[str], None] | None = None,
 ) -> datasets.DatasetDict:
-    """Load the splits `train` and `valid` of a recipe that `with_labels` has completed.
+    """Load the splits `train` and `valid` for a recipe; first call `with_labels`, which sets its observations.
 
     `roots` is the folder of the data, or several. The options and errors are those of `load_dataset`. If the recipe has
     a `held_out_fold`, that fold of the training images becomes `valid`. Which patients are held out does not depend

@@ -201,8 +201,9 @@ def build_trainer(
 ) -> CheXpertTrainer:
     """Build the Trainer of a recipe, for a model with its initial weights; it writes into `output/checkpoints`.
 
-    `data` holds the splits `train` and `valid`; `soft_labels` are as in `TrainingTargets`; `teachers` are models to
-    distil; `progress` is the callback that shows progress, `TrainingProgress` if None.
+    `data` holds the splits `train` and `valid`. `soft_labels` `(num_rows, num_labels)` are probabilities that replace
+    the uncertain labels of `train`, NaN elsewhere. `teachers` are models to distil. `progress` is the callback that
+    shows progress, `TrainingProgress` if None.
     """
     if recipe.sync_batch_norm:  # the weights keep their names
         nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -73,7 +73,7 @@ class Study:
 
     @property
     def is_numbered(self) -> bool:
-        """Whether to show the numbers of the views."""
+        """Whether there are several views, so that each is shown with its number ("View 2")."""
         return len(self.items) > 1
 
     @cached_property

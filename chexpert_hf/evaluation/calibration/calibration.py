@@ -112,7 +112,7 @@ class OperatingPoint:
     threshold: float  # in [0, 1]: a probability of this or more is positive
     sensitivity: float
     specificity: float
-    ppv: float  # at the argument `prevalence` of `choose_operating_point`; if None, at that in these studies
+    ppv: float  # precision, for the prevalence that the user gave, or else for that of these studies
 
 
 def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:

@@ -143,7 +143,11 @@ def iou(predicted: Mask, truth: Mask, *, true_positives_only: bool = True) -> fl
 
 
 def indicate(saliency: NDArray[np.floating], threshold: float | None = None) -> Indication:
-    """Return the mask that a map `(height, width)` marks, and its peak; `threshold` is as for `saliency_mask`."""
+    """Return the mask of the pixels that a map `(height, width)` marks, and the position of the map's maximum.
+
+    A pixel is marked if its value is above `threshold`, in (0, 1), after the map's positive part was scaled to [0, 1].
+    If `threshold` is None, Otsu's threshold is used.
+    """
     return Indication(saliency_mask(saliency, threshold), find_peak(saliency))
 
 

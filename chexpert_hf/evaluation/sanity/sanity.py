@@ -126,7 +126,11 @@ class RemovalCheck:
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
-        """The verdict on each of "deletion" and "insertion": PASSED if the interval of its gain lies above 0."""
+        """The verdicts on the maps by "deletion" and by "insertion" of cells.
+
+        PASSED if the order of the map is better than a random order: the interval of `deletion_gain` or of
+        `insertion_gain` lies above 0.
+        """
         gains = {"deletion": self.deletion_gain, "insertion": self.insertion_gain}
         return {name: judge(gain, 0, is_good_below=False) for name, gain in gains.items()}
 
@@ -170,8 +174,9 @@ def check_weights(weights: str, maps: FloatArray, randomised: FloatArray, patien
 def check_region(region: str, masses: FloatArray, areas: FloatArray, patients: Sequence[str]) -> RegionCheck:
     """Summarise how much of the maps lies in one region, over all images.
 
-    `masses` `(num_images, num_labels)` are from `mass_inside`, NaN for maps that are not to be checked; `areas`
-    `(num_images,)` are the region's share of each picture. Images with an area of 0 are left out.
+    `masses` `(num_images, num_labels)` are the share of each map's positive part that lies in the region, NaN for maps
+    that are not to be checked. `areas` `(num_images,)` are the share of each image that the region covers. Images with
+    an area of 0 are left out.
     """
     mean = _mean(masses, 1)
     rows = np.flatnonzero((areas > 0) & ~np.isnan(mean)).tolist()

@@ -163,7 +163,10 @@ def measure_parity(
 
 
 def excess(parity: Mapping[str, float], precision: Precision) -> str | None:
-    """Describe how `measure_parity`'s result exceeds the precision's bound in `BOUNDS`; None if it does not."""
+    """Return a text if a graph's scores differ too much from its model's; None if they do not.
+
+    `parity` are the differences, from `measure_parity`; `BOUNDS` has the largest accepted one for the precision.
+    """
     if not all(map(math.isfinite, parity.values())):
         return f"difference that is not finite, on {parity['num_images']} images"
     name = "logit" if precision is Precision.FP32 else "probability"
