@@ -74,7 +74,7 @@ class Measurements:
     model_only: list[float] = field(default_factory=list)  # images per second through the network, in each round
     latencies: list[float] = field(default_factory=list)  # seconds of the network for one image, several in each round
     mebibytes: float | None = None  # peak memory of the process; None if it cannot be measured
-    difference: float | None = None  # largest difference from a probability of torch in fp32; None if not comparable
+    difference: float | None = None  # largest difference from the probabilities of torch in fp32; None if unknown
     failure: str | None = None  # why there are no results
 
     @property

@@ -239,7 +239,10 @@ class _Assessment:
         return {**names, **counts, "auroc": estimate, "too_small": too_small}
 
     def _gaps(self, groups: list[_Group]) -> list[dict[str, Any]]:
-        """Return the highest minus the lowest AUROC of groups with enough studies, per column and observation."""
+        """Return the highest minus the lowest AUROC of groups of studies, such as F and M, per observation.
+
+        Groups of different columns, such as sex and view, are not compared. Groups with too few studies are left out.
+        """
         judged = [(group, judged_observations(group.labels, self.observations)) for group in groups]
         pairs, results = [], []
         for name in dict.fromkeys(group.column for group in groups):

@@ -218,8 +218,9 @@ def newcombe_interval(auroc: float, num_positive: int, num_negative: int) -> Est
 def delong_test(first: FloatArray, second: FloatArray, labels: FloatArray, patients: Patients = None) -> PairedTest:
     """Compare two models: AUROC of `first` minus that of `second` on the same studies.
 
-    Arguments are as for `delong_interval`. If the variance is 0 or undefined, the interval is NaN, and p is 1 for
-    equal AUROCs, else NaN. All values are NaN unless both classes occur.
+    `first` and `second` `(num_studies,)` are the scores of the two models. Labels are 1, 0, or NaN where unknown.
+    `patients` has the patient of each study; None if no patient has several. If the variance is 0 or undefined, the
+    interval is NaN, and p is 1 for equal AUROCs, else NaN. All values are NaN unless both classes occur.
     """
     below, above = (a - b for a, b in zip(placements(first, labels), placements(second, labels), strict=True))
     if not len(below) or not len(above):

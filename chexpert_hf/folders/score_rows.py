@@ -93,8 +93,8 @@ class RowFormat:
     def study_rows(self, rows: Iterable[Sequence[Cell]]) -> Iterator[list[Cell]]:
         """Yield a row for each study from the rows of radiographs, in the order of the studies' first views.
 
-        Scores and calls (0 or 1) are maxima over the views, or minima for `none_of_these`; the gate's verdict is the
-        worst of the views. All rows are read before the first one is yielded.
+        Scores and calls (0 or 1) are maxima over the views, but minima for No Finding or its equivalent. The gate's
+        verdict is the worst of the views. All rows are read before the first one is yielded.
         """
         combine = [min if name == self.none_of_these else max for name in self.observations] * 2  # scores and calls
         studies: dict[str, _Study] = {}

@@ -85,7 +85,7 @@ class CsvLines(JsonLines):
 
 
 def lines_of(path: Path, columns: Sequence[str]) -> JsonLines:
-    """Return the format of a table by its suffix: CSV for `.csv`, else JSON Lines."""
+    """Return the formatter and parser of a table: CSV if the suffix of `path` is `.csv`, else JSON Lines."""
     return CsvLines(columns) if path.suffix.lower() == ".csv" else JsonLines(columns)
 
 

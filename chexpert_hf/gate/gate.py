@@ -136,11 +136,12 @@ class Distance(NamedTuple):
     residual: float  # mean squared length of the part of the features that is outside of the directions
 
     def __call__(self, features: Floats) -> Floats:
-        """Return distances `(batch,)`, 2 on average for the training images.
+        """Return the distance of each image from the training images, `(batch,)`.
 
-        An image's standardised features are split into components along `directions` and a rest. The distance is the
-        mean of the squared components, each divided by its variance, plus the rest's squared length divided by
-        `residual`. Sources: Lee et al. 2018, arXiv:1807.03888; Wang et al. 2022, arXiv:2203.10807.
+        It is a sum of two terms. The first is the mean, over the principal directions of the features, of the squared
+        component divided by its variance. The second is the squared length of the rest of the features, divided by the
+        mean of this squared length on the training images. So each term is 1 on average for the training images.
+        Sources: Lee et al. 2018, arXiv:1807.03888; Wang et al. 2022, arXiv:2203.10807.
         """
         scaled = (features - self.centre) / self.spread
         along = scaled @ self.directions.T

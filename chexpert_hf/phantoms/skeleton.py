@@ -206,7 +206,7 @@ def vessel_tree(rng: Generator, hilum: Points, side: int, length: float) -> list
 
 
 def gas(frame: FrontalFrame, rng: Generator) -> Floats:
-    """Draw air in trachea, main bronchi, stomach and bowel, `(height, width)` in cm."""
+    """Return the thickness `(height, width)`, in cm, of air in trachea, main bronchi, stomach and bowel."""
     layer, half, turn = Layer(frame.shape), frame.half, frame.rotation * 0.5
     trachea = [(0.0, -0.5), (0.0, 0.0), (-0.025, 0.25), (-0.02, 0.41)]
     right, left = [(-0.02, 0.395), (-0.1, 0.47), (-0.16, 0.55)], [(-0.02, 0.395), (0.09, 0.455), (0.2, 0.5)]

@@ -164,8 +164,9 @@ def send_folder(
 ) -> Published:
     """Send all files of a folder in one commit to a repository, or to a Space if `repo_type` is "space".
 
-    Files of the repository that the folder lacks are deleted if `is_ours(path)` says that this package wrote them.
-    `message` is the commit message; other arguments and HubError are as for `push_model`.
+    A missing repository is created, private if `private` is set. Files of the repository that the folder lacks are
+    deleted if `is_ours(path)` says that this package wrote them. `message` is the commit message. With `create_pr`, the
+    commit is a pull request, and the repository must exist. Raises HubError if the Hub refuses or cannot be reached.
     """
     expect_token(api)
     files = listing(folder)

@@ -443,9 +443,9 @@ def _check_options(errors: str, batch_size: int) -> None:
 
 
 def _cells(result: Prediction | RadiographError, positives: bool) -> dict[str, Any]:
-    """Return the row of one file in the table of `predict_folder`, by column, without `path`.
+    """Return the row of one file in the table of `predict_folder`, as column -> value, without the column `path`.
 
-    `positives` is as in `predict_folder`. The row of a RadiographError has `error` only.
+    With `positives`, it has a column such as "Edema positive" for each observation. For an error, it has only `error`.
     """
     if isinstance(result, RadiographError):
         return {"error": result.reason}

@@ -72,10 +72,11 @@ def map_loss(
 
 
 def centring_loss(offsets: Tensor) -> Tensor:
-    """Return a loss that brings each map's peak to the image region that drives it: the mean squared length of offsets.
+    """Return a loss that moves the peak of a saliency map to the image region that drives it.
 
-    The offsets `(batch, 2)` are those of `offsets_of_peaks`, as fractions of the image's sides. The unit of length is
-    `CENTRED`, an offset that is too small to matter; lengths above 5 units count as 5.
+    Each row of `offsets` `(batch, 2)` is the offset from the peak of one image's map to that region: (down, right), as
+    fractions of the image's height and width; see `offsets_of_peaks`. The loss is the mean squared length of the
+    offsets. Lengths are measured in units of `CENTRED`; those above 5 units count as 5.
     """
     return (offsets / CENTRED).square().sum(dim=1).clamp(max=_MAX_OFFSET**2).mean()
 

@@ -85,7 +85,7 @@ def csv_of(rows: Sequence[Item], observations: Sequence[str]) -> bytes:
 
 
 def parquet_of(rows: Sequence[Item], observations: Sequence[str]) -> bytes:
-    """Return the table of `csv_of` as Parquet, with numbers as float32; names of files are as they were given."""
+    """Return the table of scores, a row per file, as Parquet; its columns are those of the CSV file (`csv_of`)."""
     scores = [row.prediction.probabilities if row.prediction else {} for row in rows]
     columns: dict[str, pa.Array] = {"file": pa.array([row.name for row in rows], pa.string())}
     columns["above threshold"] = pa.array([row.above for row in rows], pa.list_(pa.string()))

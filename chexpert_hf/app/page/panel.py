@@ -50,7 +50,7 @@ class ResultState:
 
 
 class Panel:
-    """The Gradio components that show a result, and their handlers; `bar` and `message` are components above it."""
+    """The Gradio components that show the scores and maps of one study, and the handlers of their events."""
 
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
         self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message

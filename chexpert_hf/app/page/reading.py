@@ -145,7 +145,7 @@ def read(classifier: CheXpertClassifier, item: Item, *, size: int = DISPLAY_SIZE
 
 
 def decode(classifier: CheXpertClassifier, data: bytes) -> bytes | Radiograph:
-    """Read a file's bytes, or raise RadiographError; leave a JPEG unread, for `predict` to decode at reduced size."""
+    """Decode a file, or raise RadiographError. A JPEG is returned as it is: `predict` decodes it at reduced size."""
     return data if data.startswith(_JPEG_MAGIC) else classifier.read(data)
 
 

@@ -48,12 +48,12 @@ class Answer(TypedDict):
 
 
 class Row(Common):
-    """A row of `/batch`: scores, null if there is an error; `file`, `member` and `name` are as in `InputImage`."""
+    """A row of the answer of `/batch`: the scores of one radiograph."""
 
-    file: int
-    member: int | None
-    name: str | None
-    observations: dict[str, Score] | None
+    file: int  # number of the file or archive in the request, from 1
+    member: int | None  # number in the archive, from 1; None if it is in no archive
+    name: str | None  # in the archive; None if it is in no archive
+    observations: dict[str, Score] | None  # None if there is an error
 
 
 def add_endpoints(classifier: CheXpertClassifier) -> None:

@@ -73,7 +73,10 @@ def queued(page: Page, limits: Limits) -> Page:
 
 
 def launch(build: Callable[[], Page], classifier: CheXpertClassifier, **options: Any) -> None:
-    """Serve as `serving` does, until SIGINT or SIGTERM, then end the process with exit code 0; does not return."""
+    """Serve the page until SIGINT or SIGTERM, then end the process with exit code 0; does not return.
+
+    `build` builds the page, `classifier` computes the scores, and `options` are arguments of `serving`, such as `port`.
+    """
     is_told = threading.Event()
 
     def tell(number: int, _: object) -> None:

@@ -172,7 +172,8 @@ def find_ground_truth(
     which paths in a CSV file of boxes are matched.
 
     Raises:
-        InputError: If a file cannot be read; as GroundTruthError, if there is no ground truth.
+        InputError: If a file cannot be read, or the layout is not recognised.
+        GroundTruthError: If there is no ground truth.
     """
     if annotations is not None:
         if not annotations.is_file():

@@ -174,7 +174,7 @@ def rows_with_truth(dataset: datasets.Dataset, truth: GroundTruth, observations:
 
 
 def _expect_ids(paths: Sequence[str]) -> None:
-    """Raise InputError if cheXlocalize's files could not tell two images apart."""
+    """Raise InputError if the last three parts of two paths are the same: maps are stored under these parts alone."""
     found: dict[str, str] = {}
     for path in paths:
         if (other := found.setdefault(image_id(path), path)) != path:

@@ -82,7 +82,8 @@ class WeightCheck:
     def verdict(self) -> Verdict:
         """PASSED if `similarity` is below `MAX_SIMILARITY`: the maps change with the weights.
 
-        NOT_JUDGED if the maps have so few cells that even shifted ones reach that bound (`by_chance`).
+        NOT_JUDGED if `by_chance`, the similarity of maps that do not match, is not below it either: maps of a few cells
+        are often alike.
         """
         if _mean(self.by_chance, 0) >= MAX_SIMILARITY:
             return Verdict.NOT_JUDGED

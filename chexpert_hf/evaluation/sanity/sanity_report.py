@@ -32,7 +32,7 @@ class SanityTable:
 
     @property
     def verdict(self) -> str:
-        """The worst verdict of the rows; "nothing to judge" only if no row can be judged."""
+        """The worst verdict of the rows that can be judged; "nothing to judge" if there is no such row."""
         worst_first = (Verdict.FAILED, Verdict.UNCLEAR, Verdict.PASSED, Verdict.NOT_JUDGED)
         return next(verdict.value for verdict in worst_first if verdict.value in {row[-1] for row in self.rows})
 
