@@ -327,7 +327,7 @@ class CheXpertConfig(PreTrainedConfig):
                 raise ValueError(f"model_name and each of warnings must be one line of text, got {text!r}.")
 
     def validate_map_evaluation(self) -> None:
-        """Raise ValueError if the evaluation of the maps lacks a value or has an impossible one."""
+        """Raise ValueError if a record in `map_evaluation` lacks a value or has an impossible one."""
         if self.map_evaluation is None:
             return
         further = self.map_evaluation.get("further", [])

@@ -140,9 +140,9 @@ def _load(make: Callable[[], Contender]) -> None:
 
 
 def _timed(method: str, argument: Any) -> tuple[Any, float]:
-    """Call a method, such as "score", with one argument; return its result and the seconds that it took.
+    """Call a method of this process's Contender with one argument; return its result and the seconds that it took.
 
-    The method is one of `Contender`, a way of scoring whose speed is measured. This process has one: `_loaded[0]`.
+    `method` is its name, such as "score". A Contender is a way of scoring whose speed is measured.
     """
     start = time.perf_counter()
     result = getattr(_loaded[0], method)(argument)

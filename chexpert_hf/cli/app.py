@@ -85,7 +85,8 @@ def load_classifier(
     """Load one model, or several as an ensemble, and print its warnings on standard error.
 
     Without `runtime` and `precision` the classifier computes in PyTorch and float32, as evaluations need it. With
-    `runtime`, such as "auto", a line says which one was chosen and why. `autotune` is as in `from_pretrained`.
+    `runtime`, such as "auto", a line says which one was chosen and why. If `autotune` is False, "auto" on a CPU chooses
+    in a fixed order instead of timing the runtimes.
     """
     from chexpert_hf.models.loading import model_warnings
     from chexpert_hf.scoring.classifier import CheXpertClassifier

@@ -159,7 +159,11 @@ def read_reference(
 
 
 def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Reference | None:
-    """Return a data set's boxes as a reference standard, a `Target` per observation; None if there are no boxes."""
+    """Return the boxes of a data set as a reference standard; None if there are none.
+
+    The data set's names of findings become those in `observations` that mean the same, such as "Lung Lesion" for
+    "Mass". Other names become CheXpert's name of the same finding, or are kept if it has none.
+    """
     try:
         table = None if layout.boxes is None else layout.boxes(folder)
     except (ValueError, KeyError) as error:

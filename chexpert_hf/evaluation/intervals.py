@@ -236,7 +236,8 @@ def delong_test(first: FloatArray, second: FloatArray, labels: FloatArray, patie
 def _variance(below: FloatArray, above: FloatArray, labels: FloatArray, patients: Patients) -> tuple[float, int, int]:
     """Return the variance of an AUROC, and the numbers of positive and of negative patients.
 
-    `below` and `above` are the two arrays of `placements`. If they are instead those of one model minus those of
+    `below` has for each positive study the share of negative studies that score lower. `above` has for each negative
+    study the share of positive studies that score higher. If both arrays are instead those of one model minus those of
     another, the variance is that of the difference of the two AUROCs. The variance is NaN unless there are two or more
     positive and two or more negative patients.
     """

@@ -283,8 +283,11 @@ def evaluate_probabilities(
 ) -> Evaluation:
     """Compute AUROCs per study from probabilities `(num_views, num_labels)` and labels from `evaluation_labels`.
 
-    `studies` names the study of each view; `headline` is as for `averaged_observations`; `aggregation` is one of
-    `AGGREGATIONS`. Raises ValueError if the shapes do not fit or a probability is NaN.
+    `studies` names the study of each view. `aggregation`, "maximum" or "mean", combines the probabilities of a study's
+    views. The mean AUROC is over the observations in `headline` that have enough studies of both classes. If none of
+    them has enough, it is over all observations that have.
+
+    Raises ValueError if the shapes do not fit or a probability is NaN.
     """
     if probabilities.shape != labels.shape or probabilities.shape[1:] != (len(observations),):
         raise ValueError(

@@ -32,8 +32,9 @@ def predict_dataset(
 ) -> NDArray[np.float64]:
     """Return the probabilities `(num_images, num_labels)` of the images of a split from `load_dataset`.
 
-    `progress` is called with 1 after each image. `workers` are as in `readers.read_prepared`. `observations` are the
-    columns; None: all of the classifier's. A RadiographError names an image that cannot be read.
+    `progress` is called with 1 after each image. `workers` is the number of processes that read the images: 0 for
+    threads, "auto" to let `readers.read_prepared` choose. `observations` are the columns; None: all that are scored.
+    Raises RadiographError, which names the image, if one cannot be read.
     """
     rows, files = [], image_files(dataset)
     with closing(read_prepared(classifier, files, workers=workers)) as images:

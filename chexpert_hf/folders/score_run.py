@@ -33,7 +33,11 @@ class Shard:
     count: int = 1
 
     def of(self, files: Sequence[RadiographFile], batch_size: int) -> list[RadiographFile]:
-        """Return the shard's files: every `count`-th batch of `batch_size` files, from batch `index` on."""
+        """Return those of `files` that belong to this shard.
+
+        `files` are cut into batches of `batch_size`, which go to the shards in turn: with three shards, the first shard
+        gets the batches 0, 3, 6 and so on.
+        """
         return [file for place, file in enumerate(files) if place // batch_size % self.count == self.index]
 
 

@@ -70,10 +70,10 @@ class Outputs:
         head: Mapping[str, Tensor] | None = None,
         **config: Any,
     ) -> ForeignModel:
-        """Return a model for `observations`: the backbone in `tensors`, and a head.
+        """Return an imported model: the backbone in `tensors`, and a head for those outputs that become observations.
 
         `head` maps weight names, such as "classifier.weight", to tensors; if None, it is the classifier in `tensors`,
-        reduced to `rows`. `remarks` are for the user; `config` has further fields of the model's config.
+        cut to these outputs. `remarks` are lines for the user; `config` has further fields of the model's config.
         """
         full_config = CheXpertConfig(
             id2label=dict(enumerate(self.observations)),

@@ -66,7 +66,12 @@ def import_model(source: str, output: Path, *, file: Path | None = None, labels:
 
 
 def read_source(source: str, *, file: Path | None = None, labels: Labels = None) -> ForeignModel:
-    """Read a model from a source, without writing a folder; arguments and WeightsError are as for `import_model`."""
+    """Read an imported model from its source, such as "torchxrayvision:chex"; no folder is written.
+
+    `file` holds the weights if `source` does not name a file, or is read instead of a download. `labels` name the
+    outputs if the source does not ("" drops an output), or are the observations of a new head. Raises WeightsError if
+    the source is unknown, cannot be read or fetched, or does not fit.
+    """
     kind, _, rest = source.partition(":")
     if kind == "torchvision" and not file and (not rest or rest in NETWORKS):
         return from_torchvision(rest or "densenet121", labels)

@@ -203,7 +203,7 @@ def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softnes
 
 
 def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add plate-like bands above the hemidiaphragm that `draw_shape` raised.
+    """Add plate-like bands above the hemidiaphragm that is already raised in the scene.
 
     Yield one mask: the bands, and the strip of lung that the raised hemidiaphragm now covers.
     """

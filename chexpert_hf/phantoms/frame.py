@@ -182,9 +182,9 @@ class FrontalFrame(_Frame):
     def spot(self, side: int, lateral: float, depth: float, v: float) -> Points:
         """Return a point in a lung as a pixel (x, y).
 
-        `lateral` is 0 at the mediastinum and 1 at the chest wall; `depth` is 0 in front and 1 at the back; `v` is 0 at
-        the top of the lungs and 1 at the diaphragm. Lateral views ignore `side` and `lateral`; frontal views ignore
-        `depth`.
+        `side` is the patient's RIGHT (-1) or LEFT (1). `lateral` is 0 at the mediastinum and 1 at the chest wall;
+        `depth` is 0 in front and 1 at the back; `v` is 0 at the top of the lungs and 1 at the diaphragm. Lateral views
+        ignore `side` and `lateral`; frontal views ignore `depth`.
         """
         return self.place(side * (0.2 + (float(wall_at(v)) - 0.2) * lateral), v)
 

@@ -74,7 +74,7 @@ def choice_file(
 
 
 def recall(path: Path) -> Choice | None:
-    """Read the choice that `remember` wrote to a file; None if the file is missing or damaged."""
+    """Read an earlier choice of runtime and precision from a file; None if the file is missing or damaged."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         rates = {str(name): float(rate) for name, rate in stored["images_per_second"].items()}

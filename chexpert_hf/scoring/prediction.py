@@ -178,10 +178,10 @@ class Prediction:
         return sorted(rows, key=lambda row: (not row.is_positive, -row.probability))
 
     def _pictures(self, observation: str | None, side: int) -> list[tuple[str, Image.Image]]:
-        """Return (title, picture) for the radiograph, and for the radiograph with a map drawn over it.
+        """Return (title, picture) for the radiograph, and for the radiograph with the map of an observation over it.
 
-        The map is that of `observation`; None has the same meaning as in `plot`. Pictures are at most `side` pixels
-        large; those that are not available are left out.
+        If `observation` is None, the first in `display_order` is taken. Each picture's longer side is at most `side`
+        pixels. Without maps, only the radiograph is returned; if the radiograph cannot be read again, nothing is.
         """
         image = self._radiograph(side)
         if image is None:

@@ -37,7 +37,8 @@ class RadiographAugmentation:
     def __call__(self, images: Tensor, *, epoch: int, indices: Tensor) -> Tensor:
         """Augment gray levels `(batch, 1, height, width)` in [0, 255]; return float32 in [0, 255], not rounded.
 
-        `epoch` counts from 0; `indices` `(batch,)` are the positions of the images in the data set.
+        The random numbers of an image depend on the recipe's seed, on `epoch`, which counts from 0, and on the image's
+        position in the data set, in `indices` `(batch,)`.
         """
         drawn = self._draw(epoch, indices).to(images.device)  # (B, _NUM_DRAWN) in [-1, 1]
         changed = images.float()

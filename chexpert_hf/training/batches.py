@@ -79,9 +79,11 @@ class TrainingTargets:
     positive_weights: NDArray[np.float32] | None = None  # (num_labels,), weights of positive labels; all 1 if None
 
     def __call__(self, labels: Tensor, index: int) -> dict[str, Tensor]:
-        """Return a row's targets as `labels` and, if there are positive weights, `loss_weights`; `(num_labels,)` each.
+        """Turn one image's raw labels into targets, which are returned under the key `labels`, `(num_labels,)`.
 
-        A target is in [0, 1], -1 (uncertain, as a third class) or -100 (ignored). `index` is the row's number.
+        A target is in [0, 1], -1 (uncertain, as a third class) or -100 (ignored). If positive labels are weighted, the
+        result also has `loss_weights`, of the same shape. `index` is the image's row in the split: soft labels are
+        looked up by it, and label smoothing is seeded with it.
         """
         labels = self._smoothed(labels, index)
         if self.soft_labels is not None:

@@ -1,7 +1,11 @@
-"""Trains a run's auxiliary models in its subfolders: teachers, a conditional first stage, models without one fold.
+"""Trains the auxiliary models of a training run, each in a subfolder of the run.
 
-U-SelfTrained: a teacher trained with U-Ignore relabels the uncertain labels with its probabilities, in a file that can
-be inspected and reused; labels that are 0 or 1 never change. Source: Irvin et al. 2019, arXiv:1901.07031, section 3.1.
+They are teachers, a first stage that learns a child label only where its parent label is positive, and, for
+calibration, models that are each trained without one fold of the patients.
+
+Under U-SelfTrained, a teacher trained with U-Ignore scores the images with uncertain labels. Its probabilities replace
+these labels; labels that are 0 or 1 never change. The probabilities are kept in a file that can be inspected and
+reused. Source: Irvin et al. 2019, arXiv:1901.07031, section 3.1.
 """
 
 from collections.abc import Callable

@@ -58,7 +58,7 @@ class Item(FileResult):
     def warnings(self) -> tuple[str, ...]:
         """Sentences for the visitor: notes on the file, then everything that the gate says.
 
-        If the radiograph was not scored, `error` gives the reason, and only the gate's other warnings are returned.
+        If the radiograph has no scores, `error` says why, and this holds only the gate's warnings, such as on its pose.
         """
         if self.prediction is None:
             return self.gate.warnings if self.gate else ()
@@ -97,7 +97,7 @@ class Study:
 
     @cached_property
     def prediction(self) -> Prediction:
-        """The probability and the call of each observation, in the view that `view_of` names."""
+        """Each observation's probability and call, from the view where it is most probable (No Finding: least)."""
         views = {name: self.views[number] for name, number in self.view_of.items()}
         probabilities = {name: view.probabilities[name] for name, view in views.items()}
         positives = {name: view.positives[name] for name, view in views.items()}

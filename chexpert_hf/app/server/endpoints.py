@@ -37,7 +37,7 @@ class Score(TypedDict):
 class Answer(TypedDict):
     """The answer of `/predict`, for one radiograph: scores by observation; `gate` is null for a model without one.
 
-    `notes` are as in `Common`. `model` is the model's name.
+    `notes` say which parts of the file were replaced or ignored in reading it. `model` is the model's name.
     """
 
     observations: dict[str, Score]

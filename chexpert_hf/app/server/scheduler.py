@@ -68,10 +68,11 @@ class Scheduler(Generic[Source, Item, Result]):
         """Queue a request; only requests of equal kind share a batch.
 
         Returns:
-            A future with the result, or with the exception that `prepare` or `compute` raised or `close` set.
+            A future with the result, or with the exception that was raised in preparing or computing the result. If the
+            scheduler is closed while the request waits, the future has an UnavailableError.
 
         Raises:
-            UnavailableError: If the scheduler is closed; with `may_refuse`, also if `max_waiting` requests are waiting.
+            UnavailableError: If the scheduler is closed; with `may_refuse`, also if too many requests are waiting.
         """
         request = _Request(kind)
         with self._lock:

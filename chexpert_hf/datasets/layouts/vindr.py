@@ -44,9 +44,10 @@ def _votes(folder: Path, split: str, names: Sequence[str]) -> pd.DataFrame:
 
 
 def _kaggle_votes(folder: Path, _split: str, names: Sequence[str]) -> pd.DataFrame:
-    """Return a table like that of `_votes`, made from Kaggle's table, in which each row is one box of one reader.
+    """Return the share of an image's readers who report a finding: one row per image, one column per finding.
 
-    A reader who drew no box in an image has one row for that image, with the class "No finding".
+    In Kaggle's table, each row is one box of one reader. A reader who drew no box in an image has one row for that
+    image, with the class "No finding".
     """
     file = table_in(folder, _KAGGLE_FILES)
     cells = read_cells(file, _IMAGE, [_CLASS, _READER])

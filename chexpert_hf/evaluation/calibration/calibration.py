@@ -161,7 +161,11 @@ def fit_temperature(logits: FloatArray, labels: FloatArray) -> float:
 
 
 def fit_isotonic(logits: FloatArray, labels: FloatArray) -> Callable[[FloatArray], NDArray[np.float64]]:
-    """Fit isotonic regression with the arguments of `fit_platt`; return a function from logits to probabilities."""
+    """Fit isotonic regression to one observation; return a function from logits to probabilities.
+
+    Logits and labels are `(num_studies,)`, labels in {0, 1}, NaN where unknown. Raises CalibrationError if a class has
+    too few studies.
+    """
     logits, labels = known_studies(logits, labels)
     return IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(logits, labels).predict
 

@@ -174,7 +174,7 @@ def _delete_pictures(folder: Path) -> None:
 
 
 def _shown(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's entry in metrics.json for the templates: with a summary and the result of `_subgroups` added."""
+    """Prepare a model's entry in metrics.json for the templates: add a summary in sentences, and sort the subgroups."""
     observations = [item | {"undefined": _not_judged(item)} for item in model["observations"]]
     shown = {"observations": observations, "summary": _summary(observations), "subgroups": _subgroups(model)}
     return {**model, **shown}

@@ -156,8 +156,11 @@ def reference_metrics(
 ) -> dict[str, Any]:
     """Compute the metrics of models against a second reference standard, and against the split's own labels.
 
-    `probabilities` are `(num_views, num_labels)` by model. `options` are `labels_name`, `aggregation` and `replicates`
-    of `assess_reference`; see there for the result and the errors, too.
+    `probabilities` are `(num_views, num_labels)` by model. `options` are passed to `assess_reference`, which makes
+    the result: `labels_name` (who set the split's own labels), `aggregation` (how the views of a study are combined)
+    and `replicates` (number of bootstrap resamples).
+
+    Raises InputError if the models have no observation in common, or no image of the split is in the reference.
     """
     first = next(iter(classifiers.values()))
     scores, labels = _model_scores(classifiers, probabilities), split_labels(dataset, first.model.config.blank_labels)
