@@ -160,7 +160,7 @@ def _lateral_vessels(frame: LateralFrame, engorged: float) -> Floats:
 
 
 def _lateral_gas(frame: LateralFrame, rng: Generator) -> Floats:
-    """Draw air in trachea, main bronchi (seen end on) and stomach, `(height, width)` in cm."""
+    """Return the thickness `(height, width)`, in cm, of air in trachea, main bronchi (seen end on) and stomach."""
     layer = Layer(frame.shape)
     layer.line(frame.path([(0.5, -0.4), (0.52, 0.0), (0.56, 0.4)]), 0.065 * frame.unit, 0.42)
     layer.disk(frame.place(0.56, 0.42), 0.028 * frame.unit, 0.55)
