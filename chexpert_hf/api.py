@@ -109,9 +109,11 @@ def calibrate(
 
     Args:
         model: The folder of a single model, or "nih".
-        data: As in `evaluate`.
+        data: A folder that `load_dataset` reads, or a split from `load_dataset` that has the labels of the model's
+            observations.
         output: The new folder.
-        split: As in `evaluate`; recorded in the model's config.
+        split: The split to load from a folder, "valid" if None. If `data` is a split, a name for it. Either is recorded
+            in the model's config.
         method: "platt" fits slope and intercept for each observation's logit, "temperature" one factor for all logits.
         operating_points: How to choose new operating points: "youden", "sensitivity=.9" or "ppv=.5". If None, the
             present ones are converted so that the same images remain positive, except that .5, the default, stays .5.
@@ -154,7 +156,7 @@ def localize(
     """Measure how often a model's saliency maps point at annotated findings, and how often fixed points do.
 
     Args:
-        model: As in `evaluate`.
+        model: A model folder, repository id, "nih", or a `CheXpertClassifier`.
         data: A folder that `load_dataset` reads.
         split: The split to load, "valid" if None.
         annotations: A CSV file of boxes or cheXlocalize's JSON; if None, the folder's `masks/` or `boxes.csv`, or the

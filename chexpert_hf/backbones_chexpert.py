@@ -154,7 +154,11 @@ class DenseNetBackbone(Backbone):
         return torch.cat(maps, dim=1)
 
     def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
-        """Initialise every module as torchvision does."""
+        """Initialise a module whose weights are missing in a loaded file, as torchvision does.
+
+        Convolutions are drawn from He's normal distribution. `common`, a function of transformers, initialises other
+        types of layers.
+        """
         if isinstance(module, nn.Conv2d):
             init.kaiming_normal_(module.weight)
         else:
@@ -261,7 +265,11 @@ class TimmBackbone(Backbone):
         super().__init__({"network": network}, {}, shape[1])
 
     def stages(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Return the stages as in `Backbone`; only `LAST_STAGE` if the network has no `forward_intermediates`."""
+        """Return stage title -> feature maps `(batch, channels, h, w)` after the stage, in order.
+
+        The last key is `LAST_STAGE`: the maps that the head pools. It is the only one if timm's network has no
+        `forward_intermediates`.
+        """
         network: Any = self[0]
         if not hasattr(network, "forward_intermediates"):
             return {LAST_STAGE: network(pixel_values)}
@@ -270,7 +278,10 @@ class TimmBackbone(Backbone):
         return {**stages, LAST_STAGE: network.forward_head(features)}
 
     def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
-        """Initialise a module as in `Backbone`, and recreate its buffers that are not saved."""
+        """Initialise a module whose weights are missing in a loaded file, and recreate buffers that no file holds.
+
+        The weights are initialised by `Backbone.initialise`, which calls `common`, a function of transformers.
+        """
         super().initialise(module, common)
         remake: Any = getattr(module, "init_non_persistent_buffers", None)
         if remake is not None:

@@ -159,7 +159,8 @@ class CheXpertConfig(PreTrainedConfig):
     def _follow_labels(self) -> None:
         """Adapt the config to a new `id2label`, for which the model gets a new head.
 
-        Policies and parents of labels that are gone are dropped, and all that `forget_head` resets.
+        Policies and parents of labels that are gone are dropped. So are all records of the earlier head: operating
+        points, calibration and evaluation of maps.
         """
         observations = self.observations
         self.uncertainty_policies = {

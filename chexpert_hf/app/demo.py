@@ -71,7 +71,8 @@ def launch(
 ) -> None:
     """Serve the page and the HTTP API until SIGINT or SIGTERM, then end the process with exit code 0.
 
-    `reloads` is as in `appearance`; `options` are those of `server.launch.serving`.
+    With `reloads`, an open page reloads itself as soon as a new server answers at the same address. `options`, such as
+    `host` and `port`, are those of `server.launch.serving`.
     """
     facts = facts_of(classifier)
     build = partial(build_demo, classifier, examples, facts)

@@ -43,7 +43,7 @@ def existing_model(name: str) -> str:
 
 
 def new_folder(text: str) -> Any:
-    """Return the option --output for a folder that must be new or empty, with this help text."""
+    """Return the option --output for a folder that must be new or empty; `text` is the option's help text."""
 
     def check(folder: Path) -> Path:
         require_empty(folder)

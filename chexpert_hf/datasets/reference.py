@@ -198,7 +198,9 @@ def _read_cells(file: Path) -> pd.DataFrame:
 def _paths_in(stated: pd.Series, images: Sequence[str], file: Path) -> pd.Series:
     """Return, for each cell of the column Path (`stated`), the path in `images` that the cell means.
 
-    See the argument `images` of `read_reference` for cells that fit none, and for errors, which name `file`.
+    A cell may have more folders in front than that path, or fewer. A cell that fits none of `images` is cut to its last
+    four parts. Raises ReferenceFileError, which names `file`, if a cell fits several images, or two different cells fit
+    one image.
     """
     known, ends = set(images), defaultdict(list)
     for image in images:

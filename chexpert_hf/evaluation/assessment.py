@@ -324,8 +324,8 @@ def _check_models(models: Sequence[ModelScores], labels: FloatArray, observation
 def _study_patients(labels: FloatArray, studies: Sequence[str], patients: Sequence[str], columns: Groups) -> list[str]:
     """Return each study's patient, in the order of the studies' first views.
 
-    Raises ValueError if there is no view, if an argument does not have one entry per view, or if a study has several
-    patients.
+    The arguments have one entry per view. `columns` maps subgroup columns, such as "sex", to the group of each view.
+    Raises ValueError if there is no view, if lengths differ, or if a study has several patients.
     """
     if not len(labels):
         raise ValueError("Expected at least one view, got none.")

@@ -151,7 +151,8 @@ def placements(scores: FloatArray, labels: FloatArray) -> tuple[FloatArray, Floa
 
     The first, `(num_positive,)`, has for each positive study the share of negatives that score lower. The second,
     `(num_negative,)`, has for each negative study the share of positives that score higher. Ties count half. If there
-    are no positives or no negatives, all values are NaN. Arguments are as for `delong_interval`.
+    are no positives or no negatives, all values are NaN. The arguments are `(num_studies,)`; labels are in {0, 1}, NaN
+    where unknown.
 
     Source: Sun & Xu 2014, IEEE Signal Processing Letters 21(11): midranks, in O(n log n).
     """
@@ -167,7 +168,8 @@ def placements(scores: FloatArray, labels: FloatArray) -> tuple[FloatArray, Floa
 def delong_variance(scores: FloatArray, labels: FloatArray, patients: Patients = None) -> float:
     """Return DeLong's variance of one observation's AUROC; NaN if a class has studies of fewer than two patients.
 
-    Arguments are as for `delong_interval`.
+    Scores and labels are `(num_studies,)`. Labels are in {0, 1}, NaN where unknown. `patients` has the patient of each
+    study; None if no patient has several.
     """
     return _variance(*placements(scores, labels), labels, patients)[0]
 

@@ -137,7 +137,7 @@ def auroc(probabilities: FloatArray, labels: FloatArray) -> float:
 def observation_metrics(probabilities: FloatArray, labels: FloatArray) -> dict[str, float]:
     """Compute the metrics in `WeightedMetrics.NAMES` for one observation: name -> value, NaN where undefined.
 
-    Probabilities and labels in {0, 1}, NaN where unknown, are `(num_studies,)`.
+    Both arguments are `(num_studies,)`. Labels are in {0, 1}, NaN where unknown.
 
     Raises:
         ValueError: If the shapes differ or a probability is outside [0, 1].
@@ -241,7 +241,8 @@ class WeightedMetrics:
     def _area(self, positive: FloatArray, false: FloatArray, tied: FloatArray, num_negative: FloatArray) -> FloatArray:
         """Return the AUROC: the share of (positive, negative) pairs in which the positive scores higher.
 
-        Ties count half. All arguments are sums of weights, with a column per weighting (see the class).
+        Ties count half. Studies are weighted in several ways at once, such as by their counts in each bootstrap
+        resample. All arguments are sums of weights, with one column per weighting.
 
         Args:
             positive: A row for each distinct score of the positives: the sum over the positives with that score.

@@ -95,7 +95,7 @@ class ScoreOutput:
     def locked(self) -> Iterator[None]:
         """Context manager: keep other runs from writing the output; InputError if another run is writing it.
 
-        If `existing` is OVERWRITE, the output, its `rows_file` and its `record_file` are deleted first.
+        If the attribute `existing` is OVERWRITE, the output, its `rows_file` and its `record_file` are deleted first.
         """
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -172,7 +172,10 @@ def resume_table(path: Path, lines: JsonLines, names: Sequence[object], batch_si
 
 
 def _checked_row(path: Path, lines: JsonLines, row: bytes, number: int, names: Sequence[object]) -> list[Cell]:
-    """Return the cells of row `number` (from 1); InputError if it is damaged or not the row of `names[number - 1]`."""
+    """Return the cells of `row`, the bytes of row `number` (from 1) of the table `path` in the format `lines`.
+
+    Raises InputError if the row is damaged, or is not that of the radiograph `names[number - 1]`.
+    """
     try:
         name, *_ = cells = lines.cells(row)
     except (ValueError, csv.Error) as fault:

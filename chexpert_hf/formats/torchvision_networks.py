@@ -23,10 +23,11 @@ class Recognised(NamedTuple):
 
 
 def recognise(tensors: Mapping[str, Tensor]) -> Recognised:
-    """Find the network that shares the most weights, by name and shape, with a state dict; rename the dict's weights.
+    """Find out which torchvision network a state dict is of, and rename its weights to this package's names.
 
-    The head is the one linear layer outside the backbone, whatever its name. Unknown weights keep their names, and
-    missing ones stay missing: `ForeignModel.build` names both in its error.
+    It is the network that shares the most weights with the dict, by name and shape. The head is the one linear layer
+    outside the backbone, whatever its name. Weights that the network does not have keep their names, and weights that
+    the dict lacks are not added: for both, `ForeignModel.build` raises an error that names them.
 
     Raises:
         WeightsError: If no weight is one of a known network, or several linear layers could be the head.

@@ -118,7 +118,10 @@ def hub_errors(subject: str, *, is_upload: bool = True) -> Iterator[None]:
 
 
 def _reason(subject: str, error: BaseException, is_upload: bool) -> str:
-    """Describe why a request failed and what to do, without a final full stop."""
+    """Describe why a request to the Hub failed and what to do, without a final full stop.
+
+    `subject` is the name of the repository.
+    """
     cause: BaseException | None = error  # the first in the chain that says how the Hub answered, or did not
     while cause is not None and not isinstance(cause, (errors.HTTPError, errors.OfflineModeIsEnabled)):
         cause = cause.__cause__

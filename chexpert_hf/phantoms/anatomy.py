@@ -37,7 +37,10 @@ def normal_chest(
 
 
 def _lung_depths(frame: FrontalFrame) -> dict[int, Floats]:
-    """Return side -> aerated lung along each ray, `(height, width)` in cm; less where the heart is."""
+    """Return, for each side of the frontal chest, how many cm of aerated lung the ray to each pixel passes through.
+
+    The keys are RIGHT and LEFT; the arrays are `(height, width)`. Where the heart is, the values are smaller.
+    """
     by_row = curve(frame.v, ((-0.02, 0.0), (0.02, 4.5), (0.12, 9.5), (0.35, 13.0), (0.8, 13.5), (1.2, 11.5)), 3)
     right, left = frame.silhouette[RIGHT][:, None], frame.silhouette[LEFT][:, None]
     chord = np.maximum((frame.x - right) * (left - frame.x), 0) * (2 / (left - right)) ** 2
@@ -93,7 +96,10 @@ _BACK = ((-0.02, 0.52), (0.02, 0.7), (0.1, 0.83), (0.25, 0.94), (0.5, 1.0), (0.8
 
 
 def _lateral_lungs(frame: LateralFrame) -> dict[int, Floats]:
-    """Return side -> aerated lung along each ray, `(height, width)` in cm."""
+    """Return, for each side of the lateral chest, how many cm of aerated lung the ray to each pixel passes through.
+
+    The keys are RIGHT and LEFT; the arrays are `(height, width)`.
+    """
     front, back = curve(frame.v, _FRONT, 3)[:, None], curve(frame.v, _BACK, 3)[:, None]
     s = np.clip((frame.w - front) / np.maximum(back - front, 0.02), 0, 1)
     profile = np.sqrt(np.sqrt(4 * s * (1 - s)))

@@ -75,9 +75,9 @@ class _Frame:
     def _lay_out(self, half: float, height: float, top: float, origin: float, unit: float) -> None:
         """Set the place and size of the chest in the image, in pixels.
 
-        `half` is half the breadth of the thorax and `height` the height of the lungs. `top` is the row of the top of
-        the lungs (v = 0). `origin` is the column of the midline, or in lateral views of the chest's front (u = 0);
-        `unit` is the distance in pixels from u = 0 to u = 1.
+        `half` is half the breadth of the thorax. `height` is the height of the lungs, and `top` the row of their top.
+        In frontal views, `origin` is the column of the midline, and `unit` the distance from there to the chest wall.
+        In lateral views, `origin` is the column of the chest's front, and `unit` the distance from there to its back.
         """
         self.half, self.height, self.top, self.origin, self.unit = half, height, top, origin, unit
         self.v: Floats = ((np.arange(self.shape[0]) - self.top) / self.height).astype(np.float32)
@@ -104,7 +104,11 @@ class _Frame:
         return self.place(side * u + shift[0], v + shift[1])
 
     def path(self, nodes: Sequence[tuple[float, float]], side: int = LEFT, shift: Sequence[float] = (0, 0)) -> Points:
-        """Return a smooth line, 24 points (x, y) in pixels, close to an outline; for the arguments see `trace`."""
+        """Return a smooth line, 24 points (x, y) in pixels, close to the corners of an outline.
+
+        `nodes` are the corners as positions (u, v) in the chest; see `place`. With side RIGHT they are mirrored at the
+        midline. Then `shift`, how far to move in u and in v, is added to each.
+        """
         return smooth_path(self.trace(nodes, side, shift))
 
     def _axis(self, v: Points | Floats) -> Points:

@@ -70,7 +70,7 @@ class Archive:
         return None
 
     def read(self, name: str) -> bytes:
-        """Return a member's content; RadiographError if it is missing, damaged, encrypted, too large or another ZIP."""
+        """Return a member's content; RadiographError if it is missing, damaged, encrypted, too large or a ZIP."""
         data = self._read(name, MAX_MEMBER_BYTES + 1)
         if data.startswith(ZIP_MAGIC):
             raise RadiographError("Expected a radiograph, got an archive in an archive; unpack it.")

@@ -47,7 +47,10 @@ class Stages:
     say: Callable[[str], None]
 
     def trained(self, recipe: Recipe, name: str) -> Path:
-        """Return the model folder of a stage, the subfolder `name`; if it is not complete, train or resume it first."""
+        """Train an auxiliary model, such as a teacher, in the run's subfolder `name`; return the path of this folder.
+
+        An interrupted training is resumed. A model that is already complete is not trained again.
+        """
         folder = self.output / name
         resume = (folder / RECIPE_FILE).exists()
         is_complete = resume and CURVE_FILE in (read_checksums(folder) or {})  # written last before the checksums

@@ -43,10 +43,10 @@ def bar_html(title: str = "", *, has_back: bool = False, place: tuple[int, int] 
 
 @dataclass(frozen=True)
 class ResultState:
-    """The study of a visitor's session, before or after its views are scored, and the bar above its result."""
+    """A visitor's study, before or after its views are scored, and the bar (title and buttons) above its result."""
 
     study: Study
-    bar: str | None = None  # HTML of the bar; None if it has the name of an upload, which the browser fills in
+    bar: str | None = None  # HTML of the bar; None if the browser fills in its title, an upload's name
 
 
 class Panel:

@@ -105,7 +105,7 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
 
 
 def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Image.Image]]:
-    """Yield (caption, image) of the views and then of maps that are not empty, at most `_MOST` each, `chosen` first."""
+    """Yield (caption, image) of up to `_MOST` views, then of up to `_MOST` maps, the `chosen` observation's first."""
     for number in list(study.views)[:_MOST]:
         yield study.label(number), shown_image(study.items[number - 1].jpeg, _REPORT_SIDE)
     names = dict.fromkeys([*filter(None, [chosen]), *study.prediction.display_order()])

@@ -1,4 +1,4 @@
-"""Starts the page and the HTTP API behind their limits, and stops them so that open requests are answered."""
+"""Starts the page and the HTTP API with limits on requests, and stops them so that open requests are answered."""
 
 import os
 import signal

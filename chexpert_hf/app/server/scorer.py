@@ -75,7 +75,7 @@ class SharedClassifier(CheXpertClassifier):
     def predict_prepared(
         self, radiographs: Iterable[Prepared], *, saliency: bool = False, batch_size: int = BATCH_SIZE
     ) -> Iterator[Prediction]:
-        """Score with the wrapped classifier itself, not through the scheduler."""
+        """Score radiographs from `prepare` in batches of their own, which no other caller's radiographs share."""
         return self._classifier.predict_prepared(radiographs, saliency=saliency, batch_size=batch_size)
 
     def side_by_side(self) -> Sequence[CheXpertClassifier]:

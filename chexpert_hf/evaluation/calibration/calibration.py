@@ -118,9 +118,9 @@ class OperatingPoint:
 def fit_platt(logits: FloatArray, labels: FloatArray) -> Platt:
     """Fit Platt scaling to one observation by maximum likelihood.
 
-    Logits and labels are `(num_studies,)`, labels in {0, 1}, NaN where unknown. As in Platt's paper,
-    targets are smoothed: with N+ positive and N- negative studies, (N+ + 1) / (N+ + 2) for the positive and
-    1 / (N- + 2) for the negative ones. So the fit is finite even if the logits separate the classes.
+    Logits and labels are `(num_studies,)`. Labels are in {0, 1}, NaN where unknown. As in Platt's paper, the targets
+    are smoothed, so that the fit is finite even if the logits separate the classes. Of P positive and N negative
+    studies, the positive ones have the target (P + 1) / (P + 2), the negative ones 1 / (N + 2).
 
     Raises:
         CalibrationError: If all logits are equal, the best slope is not above 0, or a class has too few studies (see

@@ -103,7 +103,11 @@ class RegionCheck:
 
     @property
     def verdict(self) -> Verdict:
-        """PASSED if the maps mark the region less than a uniform map would."""
+        """PASSED if the whole interval of `ratio` is below 1, FAILED if its value is 1 or more.
+
+        Below 1, the maps mark the region less than a uniform map would. UNCLEAR if only the value is below 1;
+        NOT_JUDGED if it is NaN.
+        """
         return judge(self.ratio, 1, is_good_below=True)
 
 
@@ -113,8 +117,8 @@ class RemovalCheck:
 
     Cells of the radiograph are removed (blurred) or inserted in the order of the map's values, highest first. A gain is
     the mean area between these curves and those of a random order: `deletion_gain` is positive if the deletion curves
-    are lower, `insertion_gain` if the insertion curves are higher. The map is then better than chance. Read from its
-    end, a deletion curve in random order is also an insertion curve in random order.
+    are lower, `insertion_gain` if the insertion curves are higher. The map is then better than chance. Both gains use
+    the same curves `random`: cells that are removed in random order are, in reverse, inserted in random order.
     """
 
     observations: Sequence[str]  # the observation of each curve
@@ -235,10 +239,9 @@ def removal_steps(order: NDArray[np.integer], steps: int) -> tuple[Mask, FloatAr
 
 
 def frame(shape: tuple[int, int]) -> Mask:
-    """Return the mask of a frame around a picture of `shape` (height, width).
+    """Return the mask of four strips along the edges of a picture of `shape` (height, width).
 
-    Its upper and lower strips are `FRAME` times the height of the picture, its left and right strips `FRAME` times the
-    width.
+    The upper and lower strips are `FRAME` times as high as the picture, the left and right ones `FRAME` times as wide.
     """
     mask = np.ones(shape, dtype=bool)
     rows, columns = (max(1, round(FRAME * side)) for side in shape)

@@ -143,7 +143,10 @@ class DurableCheckpoints(Trainer):
             self._push_from_checkpoint(str(checkpoint))
 
     def _publish(self, checkpoint: Path) -> None:
-        """Seal a checkpoint written to `_unfinished`, and move it to the path `checkpoint`, replacing what is there."""
+        """Move a checkpoint from the folder `_unfinished` to the path `checkpoint`, replacing what is there.
+
+        First, all its files are flushed to the disk, and their checksums are written to a manifest.
+        """
         unfinished = checkpoint.parent / UNFINISHED
         written = unfinished / checkpoint.name
         self.state.save_to_json(str(written / TRAINER_STATE_NAME))  # again, with the final path of the best
