@@ -54,6 +54,7 @@ _ONLY: dict[str, Any] = {
     "map_loss": 0.0,
     "map_centring": 0.0,
     "distillation": 0.0,
+    "mixup": False,
     "drop_last": False,
     "sync_batch_norm": False,
 }

@@ -75,15 +75,18 @@ class CheXpertTrainer(DurableCheckpoints):
     def network_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Turn a batch of a RadiographDataset into the network's inputs, with normalised `pixel_values`.
 
-        In training, images are augmented and the teachers' probabilities mixed into `labels`. `inputs` is changed: it
-        loses `index`, and gets these labels.
+        In training, images are augmented and, by `mixup`, mixed in pairs; then the teachers' probabilities are mixed
+        into `labels`. `inputs` is changed: it loses `index`, and gets these labels.
         """
         gray, indices = inputs["pixel_values"], inputs.pop("index")  # (B, 1, height, width)
         if self.model.training and self.augmentation.is_active:
             # The state's epoch is exact at the ends of epochs, also after resuming.
             gray = self.augmentation(gray, epoch=int(self.state.epoch or 0), indices=indices)
         processor: Any = self.processing_class
-        pixel_values = processor.pixel_values_of(gray).contiguous(memory_format=self.memory_format)
+        pixel_values = processor.pixel_values_of(gray)
+        if self.model.training and self.recipe.mixup:
+            pixel_values, inputs["labels"] = _mixed(pixel_values, inputs["labels"])
+        pixel_values = pixel_values.contiguous(memory_format=self.memory_format)
         if self.model.training and self.teachers:
             inputs["labels"] = self._with_teachers(inputs["labels"], pixel_values)
         return inputs | {"pixel_values": pixel_values}
@@ -185,6 +188,21 @@ class TrainingProgress(ProgressCallback):
                 f"{logs[SCORE]:.3f}  (best {best:.3f})",
                 file=sys.stderr,
             )
+
+
+def _mixed(pixel_values: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Mix each image of a batch with another one, and so their targets `(batch, num_labels)`; return both.
+
+    The shares are uniform in [0, 1], one for each image. A target is -100 (ignored) if either image's is no
+    probability. Teachers know the images that they were trained on by heart, but not mixtures of them.
+
+    Source: Beyer et al. 2022, Knowledge distillation: A good teacher is patient and consistent.
+    """
+    other = torch.randperm(len(targets), device=targets.device)
+    share = torch.rand(len(targets), 1, 1, 1, device=targets.device)
+    is_known = (targets >= 0) & (targets[other] >= 0)
+    mixed = torch.lerp(targets[other], targets, share[:, :, 0, 0])
+    return torch.lerp(pixel_values[other], pixel_values, share), torch.where(is_known, mixed, IGNORED)
 
 
 def build_trainer(

@@ -70,6 +70,12 @@ def test_a_yaml_recipe_may_write_1e_4(tmp_path):
         ("distillation: 1.5", r"distillation is 1.5, expected in \[0, 1\]"),
         ("{distillation: 0.5, unconditional: true}", "distillation is for one run of one stage"),
         ("{distillation: 0.5, map_centring: 1.0}", "map_centring needs labels of 1"),
+        ("mixup: true", "mixup needs distillation above 0"),
+        (
+            "{mixup: true, distillation: 0.5, class_weights: true}",
+            "mixup needs distillation above 0, and supports neither",
+        ),
+        ("{mixup: true, distillation: 0.5, map_loss: 1.0}", "mixup needs distillation above 0, and supports neither"),
         ("distillation_models: somewhere", "distillation_models is 'somewhere', expected a list"),
         ("calibration_models: [a]", "calibration_models names 1 models, expected one for each of the 0"),
         ("cache: tape", "cache is 'tape', expected one of: none, ram, disk"),

@@ -351,6 +351,42 @@ def test_training_batches_are_normalised_as_the_processor_does_it(phantoms, tmp_
     assert torch.allclose(prepared, expected, rtol=0, atol=0 if prepared.device.type == "cpu" else 1e-6)
 
 
+def test_mixup_mixes_images_and_labels_by_the_same_shares_and_teachers_see_the_mixture(phantoms, tmp_path):
+    recipe = RECIPE.override(
+        rotation_degrees=0.0, translation=0.0, contrast=0.0, workers=0, distillation=0.25, mixup=True
+    )
+    data, processor = load_data(recipe, phantoms), build_processor(recipe)
+    teacher = build_model(recipe.override(seed=5))
+    trainer = build_trainer(recipe, build_model(recipe), processor, data, tmp_path, teachers=[teacher])
+    gray = torch.tensor([0, 50, 110, 255], dtype=torch.uint8)
+    side = recipe.image_size
+    labels = torch.zeros(4, len(recipe.observations))
+    labels[:, 1], labels[2, 2], labels[3, 3] = gray / 255, -100, -1
+    batch = {
+        "pixel_values": gray[:, None, None, None].expand(4, 1, side, side),
+        "labels": labels,
+        "index": torch.arange(4),
+    }
+    given = processor.pixel_values_of(batch["pixel_values"])
+    trainer.model.train()
+    mixed = trainer.network_inputs(dict(batch))
+    with torch.no_grad():
+        taught = teacher(mixed["pixel_values"]).logits.sigmoid()
+    own = (mixed["labels"] - 0.25 * taught) / 0.75
+    low, high = given[0, 0, 0, 0], given[3, 0, 0, 0]
+    level = (mixed["pixel_values"][:, 0, 0, 0] - low) / (high - low)
+    assert not torch.isclose(level[:, None], gray[None] / 255, atol=1e-3).any(dim=1).all()
+    torch.testing.assert_close(own[:, 1], level, atol=1e-5, rtol=0)  # this label is as the gray level
+    torch.testing.assert_close(own[:, 0], torch.zeros(4), atol=1e-5, rtol=0)
+    for column, image in ((2, 2), (3, 3)):  # not known of this image: ignored in all mixtures with it
+        ignored = mixed["labels"][:, column] == -100
+        assert ignored[image]
+        assert 1 <= ignored.sum() <= 2
+        torch.testing.assert_close(own[~ignored, column], torch.zeros(int((~ignored).sum())), atol=1e-5, rtol=0)
+    trainer.model.eval()
+    assert torch.equal(trainer.network_inputs(dict(batch))["pixel_values"], given)  # in evaluation nothing is mixed
+
+
 def test_labels_are_resolved_for_training_and_left_out_where_uncertain_for_validation(phantoms, tmp_path):
     recipe = RECIPE.override(workers=0)
     data = load_data(recipe, phantoms)

@@ -305,6 +305,11 @@ def test_a_student_learns_what_its_teachers_say_and_resumes_to_the_same_bits(pha
     half = quiet(given.override(distillation=0.5), unlabelled, tmp_path / "half").folder
     with pytest.raises(AssertionError):
         assert_equal_to_the_last_bit(half, student)
+    mixed = quiet(given.override(mixup=True), phantoms, tmp_path / "mixed").folder
+    with pytest.raises(AssertionError):
+        assert_equal_to_the_last_bit(mixed, student)
+    again = quiet(given.override(mixup=True), phantoms, tmp_path / "again").folder
+    assert_equal_to_the_last_bit(again, mixed)
 
 
 def test_teachers_of_other_observations_are_refused(phantoms, tiny_folder, tmp_path):
