@@ -171,8 +171,8 @@ def reference_metrics(
 def subgroup_columns(dataset: datasets.Dataset, labels: FloatArray, observations: Sequence[str]) -> Groups:
     """Return the subgroups for `assess`: column, such as "sex" or "age" -> group of each view, None where unknown.
 
-    The groups with and without support devices come from `labels` `(num_views, num_labels)`. The groups "frontal" and
-    "lateral" need a split with a projection or a lateral view: otherwise it is unknown which views are frontal.
+    The groups with and without support devices come from `labels` `(num_views, num_labels)`. If no view has a
+    projection (AP or PA) and none is lateral, the data set does not state views, and none is called "frontal".
     """
     projections, is_frontal = dataset["projection"][:], dataset["is_frontal"][:]
     is_stated = any(projections) or not all(is_frontal)
