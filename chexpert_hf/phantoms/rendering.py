@@ -116,7 +116,10 @@ def _stream(key: Key, name: str) -> Generator:
 
 
 def _with_parents(masks: dict[str, Mask]) -> dict[str, Mask]:
-    """Add masks of implied parents and drop empty masks; return them in the order of `OBSERVATIONS`."""
+    """Unite each observation's mask with those of the observations below it in the label hierarchy.
+
+    The mask of Lung Opacity, for instance, then covers that of Edema. Empty masks are dropped.
+    """
     parts = {name: [masks[each] for each in (name, *CHILDREN.get(name, ())) if each in masks] for name in OBSERVATIONS}
     full = {name: np.logical_or.reduce(each) for name, each in parts.items() if each}
     return {name: mask for name, mask in full.items() if mask.any()}
