@@ -1,4 +1,4 @@
-"""PadChest: its table of 160,861 radiographs, with images in numbered folders or in any folder below.
+"""PadChest: its table of 160,861 radiographs; images lie anywhere below the data set's folder, such as in 0/ to 54/.
 
 Source: Bustos et al. 2020, arXiv:1901.07441, and the files of https://bimcv.cipf.es/bimcv-projects/padchest/.
 """
