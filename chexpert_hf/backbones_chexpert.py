@@ -154,7 +154,7 @@ class DenseNetBackbone(Backbone):
         return torch.cat(maps, dim=1)
 
     def initialise(self, module: nn.Module, common: Callable[[nn.Module], None]) -> None:
-        """Initialise a module whose weights are missing in a loaded file, as torchvision does.
+        """Initialise a module as torchvision does: one of a new model, or one whose weights a loaded file lacks.
 
         Convolutions are drawn from He's normal distribution. `common`, a function of transformers, initialises other
         types of layers.

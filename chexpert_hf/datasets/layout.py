@@ -112,7 +112,7 @@ def find_table(folder: Path, names: Sequence[str]) -> Path | None:
 def table_in(folder: Path, names: Sequence[str]) -> Path:
     """Return the first of the file names `names` that is in the folder, possibly with `.gz` added.
 
-    Raises DatasetError if none is.
+    Raises DatasetError if none is, or if it is a broken link.
     """
     if file := find_table(folder, names):
         return file

@@ -86,8 +86,9 @@ def load_dataset(
         check_files: Whether to look at every image file before returning. If False, images need not exist.
         follow_links: Whether image files may be links that lead out of the folder. If False, the check refuses them.
         say: Called with lines for the user, such as "Radiographs reached through links: 3 of 200." Other lines tell
-            which labels a data set lacks, or that splits may share patients. If patients are held out and only train or
-            only valid is loaded, a line tells how many radiographs it has.
+            which labels a data set lacks, or that splits may share patients, as files do not name patients or data sets
+            overlap. If patients are held out and only train or only valid is loaded, a line tells how many radiographs
+            that split has.
         frontal_only: Whether to drop lateral views.
         observations: The observations in `labels`, in this order, named as in the files or in another label set; if
             None, those of the layout; of several data sets, the union of theirs.

@@ -161,8 +161,8 @@ def read_reference(
 def boxes_of(layout: Layout, folder: Path, observations: Sequence[str]) -> Reference | None:
     """Return the boxes of a data set as a reference standard; None if there are none.
 
-    The data set's names of findings become those in `observations` that mean the same, such as "Lung Lesion" for
-    "Mass". Other names become CheXpert's name of the same finding, or are kept if it has none.
+    A finding gets the name of the one of `observations` that is the same or includes it, such as "Lung Lesion" for
+    "Mass". If there is none, it gets CheXpert's name of the same finding, or keeps its own if CheXpert has none.
     """
     try:
         table = None if layout.boxes is None else layout.boxes(folder)

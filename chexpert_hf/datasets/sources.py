@@ -97,7 +97,8 @@ def _chosen(layout: str | Layout | None) -> Sequence[Layout]:
 def _table_with(text: str) -> Layout:
     """Return the layout of a CSV file whose columns are named in `text`.
 
-    For example, "image=FILE,patient=PID" means that the column FILE holds the images and PID the patients.
+    For example, "image=FILE,patient=PID" means that the column FILE holds the images and PID the patients. The keys are
+    the arguments of `table_layout` without their "_column". Raises DatasetError for another key or an empty column.
     """
     given = {fact.strip(): column.strip() for fact, _, column in (item.partition("=") for item in text.split(","))}
     facts = [name.removesuffix("_column") for name in signature(table_layout).parameters if name.endswith("_column")]

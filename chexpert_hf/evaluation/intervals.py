@@ -138,8 +138,8 @@ def ratio_interval(
 def bootstrap_p_value(differences: FloatArray) -> float:
     """Return the two-sided p-value for no difference, from the differences on resamples; NaN if all are NaN.
 
-    It is 2 (k + 1) / (n + 1), at most 1, for n resamples, of which k are on the side of 0 that has fewer. The added 1
-    keeps it above 0.
+    It is 2 (k + 1) / (n + 1), at most 1, for n differences that are not NaN, of which k are on the side of 0 that has
+    fewer; those equal to 0 are on both sides. The added 1 keeps it above 0.
     """
     defined = differences[~np.isnan(differences)]
     rarer = min((defined <= 0).sum(), (defined >= 0).sum())
@@ -239,9 +239,9 @@ def _variance(below: FloatArray, above: FloatArray, labels: FloatArray, patients
     """Return the variance of an AUROC, and the numbers of positive and of negative patients.
 
     `below` has for each positive study the share of negative studies that score lower. `above` has for each negative
-    study the share of positive studies that score higher. If both arrays are instead those of one model minus those of
-    another, the variance is that of the difference of the two AUROCs. The variance is NaN unless there are two or more
-    positive and two or more negative patients.
+    study the share of positive studies that score higher. Ties count half. If both arrays are instead those of one
+    model minus those of another, the variance is that of the difference of the two AUROCs. The variance is NaN unless
+    there are two or more positive and two or more negative patients.
     """
     known = ~np.isnan(labels)
     names = np.arange(len(labels)) if patients is None else np.asarray(patients)

@@ -41,8 +41,8 @@ def assess_reference(
     Returns:
         Plain types for JSON: numbers of images, studies and patients, and the list `figures`. For each model, it has an
         entry for each finding of the reference. If `labels` are given, it also has an entry for each observation that a
-        finding is compared with, evaluated on `labels`. The entries of a model are sorted by observation; those on the
-        reference come before the one on `labels`.
+        finding is compared with, evaluated on `labels`. The entries of a model are sorted by observation; for each
+        observation, those on the reference come first.
 
         An entry has all keys of an observation's entry in `assess`, and these: `model`; `reference` (who set the
         labels); `target` (the finding); `against` (condition on the negatives, such as "Class=Normal"; None: all

@@ -85,7 +85,10 @@ def csv_of(rows: Sequence[Item], observations: Sequence[str]) -> bytes:
 
 
 def parquet_of(rows: Sequence[Item], observations: Sequence[str]) -> bytes:
-    """Return the table of scores, a row per file, as Parquet; its columns are those of the CSV file (`csv_of`)."""
+    """Return the table of scores as Parquet: a row per radiograph, with columns named as in the CSV file (`csv_of`).
+
+    Probabilities are float32, "above threshold" is a list of names, and names of files are as they were given.
+    """
     scores = [row.prediction.probabilities if row.prediction else {} for row in rows]
     columns: dict[str, pa.Array] = {"file": pa.array([row.name for row in rows], pa.string())}
     columns["above threshold"] = pa.array([row.above for row in rows], pa.list_(pa.string()))

@@ -50,7 +50,10 @@ class ResultState:
 
 
 class Panel:
-    """The Gradio components that show the scores and maps of one study, and the handlers of their events."""
+    """The Gradio components that show the scores and maps of one study, and the handlers of their events.
+
+    `bar` and `message` are components above them, which the handlers change, too.
+    """
 
     def __init__(self, classifier: CheXpertClassifier, facts: ModelFacts, bar: gr.HTML, message: gr.HTML) -> None:
         self._classifier, self._facts, self._bar, self._message = classifier, facts, bar, message

@@ -118,7 +118,10 @@ class Study:
         return [f"View {number}: {text}" if self.is_numbered else text for number, text in texts]
 
     def missing(self, *, is_named: bool = False) -> list[str]:
-        """Return a sentence for each view that has no scores: why, and with `is_named` also the name of its file."""
+        """Return a text for each view that has no scores: the reason.
+
+        With several views, it begins with the view's number and, with `is_named`, the name of its file.
+        """
         reasons = []
         for number, item in enumerate(self.items, start=1):
             if item.error is not None:

@@ -88,8 +88,8 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
     """Return a self-contained report of a study as HTML: one printed page with images, maps, scores and disclaimer.
 
     It is HTML, not PDF, to be searchable and readable aloud. It requests nothing and holds no file name. Its script
-    shows the viewer. On paper, or without the script, it has up to `_MOST` views and up to `_MOST` maps: that of the
-    `chosen` observation first, the others in `display_order`. `points` are the operating points.
+    shows the viewer. On paper, or without the script, it has up to `_MOST` views and up to `_MOST` maps that are not
+    empty: of the `chosen` observation, then in `display_order`. `points` are the operating points.
     """
     images = [(caption, data_url(encode(image))) for caption, image in _report_images(study, chosen)]
     stills = render("stills.html", study=study, images=images, color_bar=_png(np.arange(256)[None], COLORMAP))
@@ -105,7 +105,7 @@ def report_html(study: Study, facts: ModelFacts, points: Mapping[str, float], ch
 
 
 def _report_images(study: Study, chosen: str | None) -> Iterator[tuple[str, Image.Image]]:
-    """Yield (caption, image) of up to `_MOST` views, then of up to `_MOST` maps, the `chosen` observation's first."""
+    """Yield (caption, image) of up to `_MOST` views, then of up to `_MOST` maps that are not empty, `chosen` first."""
     for number in list(study.views)[:_MOST]:
         yield study.label(number), shown_image(study.items[number - 1].jpeg, _REPORT_SIDE)
     names = dict.fromkeys([*filter(None, [chosen]), *study.prediction.display_order()])

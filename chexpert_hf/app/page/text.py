@@ -48,7 +48,7 @@ def describe_map(observation: str, peak: float, grid: Sequence[int]) -> str:
 
 
 def describe_strength(peak: float, is_above: bool) -> str:
-    """Return a note on a map's maximum (`peak`) if below 1, and on a score that is not above its operating point."""
+    """Return a note on a map's maximum (`peak`) below 1 and on a score below its operating point; "" for neither."""
     notes = [] if is_above else ["below its operating point"]
     if peak <= 0:
         notes.append("no evidence")

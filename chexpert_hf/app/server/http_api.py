@@ -81,7 +81,7 @@ def add_api(app: FastAPI, classifier: CheXpertClassifier, facts: ModelFacts) -> 
             Form(description="PNG of the map over the radiograph, PNG of the map alone, or all maps as numbers."),
         ] = "overlay",
     ) -> Response:
-        """Show where in a radiograph an observation's score comes from, as a PNG or, with the format json, as JSON."""
+        """Show where in a radiograph an observation's score comes from: a PNG, or with format json all Maps."""
         content = await _checked(file).read()
         if format != "json":
             image = await draw(classifier, content, observation, opacity, format == "map")

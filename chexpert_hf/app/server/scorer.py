@@ -75,7 +75,10 @@ class SharedClassifier(CheXpertClassifier):
     def predict_prepared(
         self, radiographs: Iterable[Prepared], *, saliency: bool = False, batch_size: int = BATCH_SIZE
     ) -> Iterator[Prediction]:
-        """Score radiographs from `prepare` in batches of their own, which no other caller's radiographs share."""
+        """Score radiographs from `prepare` now, with the wrapped classifier and not through the scheduler.
+
+        No other caller's radiographs are in the same batches.
+        """
         return self._classifier.predict_prepared(radiographs, saliency=saliency, batch_size=batch_size)
 
     def side_by_side(self) -> Sequence[CheXpertClassifier]:

@@ -1,4 +1,4 @@
-"""NIH ChestX-ray14: `Data_Entry_2017*.csv`, the lists of its official split, and images in any subfolder.
+"""NIH ChestX-ray14: `Data_Entry_2017*.csv`, the lists of its official split, and images anywhere in its folder.
 
 Source: Wang et al. 2017, CVPR, and the files of https://nihcc.app.box.com/v/ChestXray-NIHCC.
 """

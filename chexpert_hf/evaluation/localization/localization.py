@@ -146,7 +146,8 @@ def indicate(saliency: NDArray[np.floating], threshold: float | None = None) -> 
     """Return the mask of the pixels that a map `(height, width)` marks, and the position of the map's maximum.
 
     A pixel is marked if its value is above `threshold`, in (0, 1), after the map's positive part was scaled to [0, 1].
-    If `threshold` is None, Otsu's threshold is used.
+    If `threshold` is None, Otsu's threshold is used. A constant map marks nothing. The position is None if no value is
+    positive.
     """
     return Indication(saliency_mask(saliency, threshold), find_peak(saliency))
 

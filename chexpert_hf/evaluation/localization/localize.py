@@ -174,7 +174,7 @@ def rows_with_truth(dataset: datasets.Dataset, truth: GroundTruth, observations:
 
 
 def _expect_ids(paths: Sequence[str]) -> None:
-    """Raise InputError if the last three parts of two paths are the same: maps are stored under these parts alone."""
+    """Raise InputError if two different paths have the same `image_id`, by which cheXlocalize's files name images."""
     found: dict[str, str] = {}
     for path in paths:
         if (other := found.setdefault(image_id(path), path)) != path:

@@ -80,10 +80,10 @@ class WeightCheck:
 
     @property
     def verdict(self) -> Verdict:
-        """PASSED if `similarity` is below `MAX_SIMILARITY`: the maps change with the weights.
+        """PASSED if the whole interval of `similarity` is below `MAX_SIMILARITY`: the maps change with the weights.
 
-        NOT_JUDGED if `by_chance`, the similarity of maps that do not match, is not below it either: maps of a few cells
-        are often alike.
+        FAILED if its value is not below that bound, UNCLEAR if only its value is. NOT_JUDGED, whatever `similarity` is,
+        if the mean of `by_chance` reaches the bound: maps of a few cells are often alike, even if they do not match.
         """
         if _mean(self.by_chance, 0) >= MAX_SIMILARITY:
             return Verdict.NOT_JUDGED
@@ -179,9 +179,9 @@ def check_weights(weights: str, maps: FloatArray, randomised: FloatArray, patien
 def check_region(region: str, masses: FloatArray, areas: FloatArray, patients: Sequence[str]) -> RegionCheck:
     """Summarise how much of the maps lies in one region, over all images.
 
-    `masses` `(num_images, num_labels)` are the share of each map's positive part that lies in the region, NaN for maps
-    that are not to be checked. `areas` `(num_images,)` are the share of each image that the region covers. Images with
-    an area of 0 are left out.
+    `masses` `(num_images, num_labels)` are the share of each map's positive part that lies in the region. They are NaN
+    for maps that are not to be checked or have no positive part. `areas` `(num_images,)` are the share of each image
+    that the region covers. Images with an area of 0, or without a map to check, are left out.
     """
     mean = _mean(masses, 1)
     rows = np.flatnonzero((areas > 0) & ~np.isnan(mean)).tolist()
