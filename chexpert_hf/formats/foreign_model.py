@@ -54,9 +54,11 @@ class Outputs:
     classes: int = 1  # outputs per observation: 1, or 3 under U-MultiClass
 
     def layer_of(self, tensors: Mapping[str, Tensor], layer: str = "classifier") -> dict[str, Tensor]:
-        """Return the weight and bias of the linear layer named `layer`, without the rows of outputs that are dropped.
+        """Return the weight and bias of the linear layer named `layer`, with only the rows whose indices are in `rows`.
 
-        The keys are those in `tensors`, such as "classifier.weight". A tensor that is missing there is skipped.
+        These are the rows of the observations if each has one output. With three outputs each (U-MultiClass), the
+        caller chooses the rows. The keys are those in `tensors`, such as "classifier.weight". A tensor that is missing
+        there is skipped.
         """
         names = (f"{layer}.weight", f"{layer}.bias")
         return {name: tensors[name][list(self.rows)] for name in names if name in tensors}

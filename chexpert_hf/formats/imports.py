@@ -51,7 +51,8 @@ def import_model(source: str, output: Path, *, file: Path | None = None, labels:
         output: A new or empty folder; it is written whole or not at all.
         file: File of the weights, if `source` does not name it: `source` is then "stanford" instead of "stanford:FILE".
             With a source whose weights are downloaded, such as "torchxrayvision:chex", this file is read instead.
-        labels: Names of the outputs if the source has none ("" drops an output), or the observations of a new head.
+        labels: Names of the outputs, in place of the source's if it has any ("" drops an output), or the observations
+            of a new head.
 
     Raises:
         WeightsError: If the source is unknown, cannot be read or fetched, or does not fit.
@@ -68,9 +69,9 @@ def import_model(source: str, output: Path, *, file: Path | None = None, labels:
 def read_source(source: str, *, file: Path | None = None, labels: Labels = None) -> ForeignModel:
     """Read an imported model from its source, such as "torchxrayvision:chex"; no folder is written.
 
-    `file` holds the weights if `source` does not name a file, or is read instead of a download. `labels` name the
-    outputs if the source does not ("" drops an output), or are the observations of a new head. Raises WeightsError if
-    the source is unknown, cannot be read or fetched, or does not fit.
+    `file` holds the weights if `source` does not name a file, or is read instead of a download. `labels` are names of
+    the outputs, in place of the source's if it has any ("" drops an output), or the observations of a new head;
+    torchxrayvision takes none. Raises WeightsError if the source is unknown, unreadable or unfit, or can't be fetched.
     """
     kind, _, rest = source.partition(":")
     if kind == "torchvision" and not file and (not rest or rest in NETWORKS):

@@ -138,9 +138,10 @@ class Distance(NamedTuple):
     def __call__(self, features: Floats) -> Floats:
         """Return the distance of each image from the training images, `(batch,)`.
 
-        It is a sum of two terms. The first is the mean, over the principal directions of the features, of the squared
-        component divided by its variance. The second is the squared length of the rest of the features, divided by the
-        mean of this squared length on the training images. So each term is 1 on average for the training images.
+        The features are standardised by `centre` and `spread`. The distance is a sum of two terms. The first is the
+        mean, over the principal directions, of the squared component divided by its variance. The second is the squared
+        length of the rest of the features, divided by the mean of this squared length on the training images. So each
+        term is 1 on average for the training images.
         Sources: Lee et al. 2018, arXiv:1807.03888; Wang et al. 2022, arXiv:2203.10807.
         """
         scaled = (features - self.centre) / self.spread

@@ -130,9 +130,10 @@ def differences(folder: Path, names: Iterable[str] | None = None) -> list[str]:
 
 
 def verify_checksums(folder: Path, names: Iterable[str] | None = None) -> None:
-    """Raise ChecksumError if one of the files `names` is missing, has no checksum or differs from it.
+    """Raise ChecksumError if one of the files `names` differs from its checksum, or only one of the two exists.
 
-    By default, all files are checked that have or should have a checksum. No effect without `checksums.json`.
+    By default, all files are checked that have or should have a checksum. Raise ChecksumError, too, if `checksums.json`
+    is damaged. No effect without it.
     """
     if found := differences(folder, names):
         raise ChecksumError(

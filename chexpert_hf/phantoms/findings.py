@@ -203,9 +203,10 @@ def _patch(rng: Generator, distance: Floats, rough: float, grain: float, softnes
 
 
 def plant_atelectasis(scene: Scene, rng: Generator) -> Iterator[Mask]:
-    """Add plate-like bands above the hemidiaphragm that is already raised in the scene.
+    """Add plate-like bands above the hemidiaphragm that `draw_shape` raised.
 
-    Yield one mask: the bands, and the strip of lung that the raised hemidiaphragm now covers.
+    `rng` must be a new generator with the seed of the one that `draw_shape` got for Atelectasis: the first number drawn
+    from it decides the side. Yield one mask: the bands, and the strip of lung that the raised hemidiaphragm now covers.
     """
     frame, side, layer = scene.frame, either_side(rng), Layer(scene.frame.shape)
     count, common = int(rng.integers(1, 4)), rng.normal(0.0, 0.05)

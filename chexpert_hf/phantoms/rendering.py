@@ -118,7 +118,8 @@ def _stream(key: Key, name: str) -> Generator:
 def _with_parents(masks: dict[str, Mask]) -> dict[str, Mask]:
     """Unite each observation's mask with those of the observations below it in the label hierarchy.
 
-    The mask of Lung Opacity, for instance, then covers that of Edema. Empty masks are dropped.
+    The mask of Lung Opacity, for instance, then covers that of Edema, and is added if it was missing. Empty masks are
+    dropped. The result is in the order of `OBSERVATIONS`.
     """
     parts = {name: [masks[each] for each in (name, *CHILDREN.get(name, ())) if each in masks] for name in OBSERVATIONS}
     full = {name: np.logical_or.reduce(each) for name, each in parts.items() if each}

@@ -137,10 +137,11 @@ def archive_members(path: str, found: Found, *, others: bool = False) -> Iterato
 
 
 def _matches(path: str, found: Found, follow_links: bool) -> list[str]:
-    """Return the path if it exists, else the paths that match it as a glob pattern; InputError if there are none.
+    """Return the path if it exists, else the paths that match it as a glob pattern; InputError if nothing matches.
 
-    Matching links that lead out of the pattern's folder are kept only with `follow_links`. Followed and
-    skipped links are added to the counts in `found`.
+    Matches that really lie outside the pattern's folder, behind a link, are kept only with `follow_links`; else they
+    are counted in `found.num_outside`, and the result may be empty. With `follow_links`, they and all other links among
+    the matches are counted in `found.num_links`.
     """
     if os.path.lexists(path):
         return [path]

@@ -57,8 +57,9 @@ def read_jpeg_header(stream: BinaryIO) -> FrameHeader:
 def read_tiff_header(stream: BinaryIO) -> tuple[str, int | None, str | None]:
     """Return a TIFF file's kind, its bits per sample, and the name of its compression.
 
-    The kind is "TIFF" or "BigTIFF". The bits are None if their number is missing, or stated for each channel of a
-    colour image. The compression is named, such as "JPEG 2000", only if Pillow cannot decode it, else None.
+    The kind is "TIFF" or "BigTIFF". The bits are None unless the file states a single number for them; a colour image
+    may state one for each channel. The compression is named, such as "JPEG 2000", only if Pillow cannot decode it, else
+    None.
 
     Raises EOFError or struct.error if the directory of the first image is cut short; Pillow does not check this.
     Source: TIFF Revision 6.0, section 2; the BigTIFF design.

@@ -168,7 +168,7 @@ class Recipe:
     distillation: float = _value(0.0, "Weight of teachers' mean probability in each label.", "in [0, 1]")
     distillation_teachers: int = _value(2, "Number of teachers to train for distillation.", "at least 1")
     distillation_models: tuple[str, ...] = _value((), "Models to use as teachers instead of training them.")
-    mixup: bool = _value(False, "In distillation, learn from random mixtures of two images and of their labels.")
+    mixup: bool = _value(False, "In distillation, learn mixtures of two images, where both have the label.")
 
     # The machine and the card
     workers: int | Literal["auto"] = _value(
@@ -235,8 +235,8 @@ class Recipe:
             "map_centring needs labels of 1, which distillation mixes with probabilities; omit one of them.": (
                 self.map_centring and is_distilled
             ),
-            "mixup needs distillation above 0, and supports neither class_weights nor map_loss.": (
-                self.mixup and not (is_distilled and not self.class_weights and not self.map_loss)
+            "mixup needs distillation above 0, and supports no class_weights, map_loss and u-multiclass.": (
+                self.mixup and (not is_distilled or self.class_weights or self.map_loss or has_third_class)
             ),
             "conditional_epochs is set, but no observation of the recipe has a parent among them.": (
                 self.conditional_epochs and self.observations and not parents

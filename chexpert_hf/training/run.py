@@ -158,7 +158,8 @@ def _train_once(
     """Train one model by the recipe `stages.recipe`, and complete its model folder `stages.output`.
 
     `data` holds the splits loaded from `roots`, the folders of the data. With `resume`, training continues from the
-    newest intact checkpoint. `report_to` is the service that metrics are logged to; `progress` shows the progress.
+    newest intact checkpoint, if there is one. `report_to` is the service that metrics are logged to, or "none".
+    `progress` shows the progress; `TrainingProgress` if None.
     """
     recipe, output, say = stages.recipe, stages.output, stages.say
     start = stages.after_first_stage()

@@ -116,7 +116,7 @@ class Stages:
         names = list(recipe.distillation_models)
         for number in range(1, 1 if names else recipe.distillation_teachers + 1):
             self.say(f"Teacher {number} of {recipe.distillation_teachers}.")
-            values: dict[str, Any] = {"distillation": 0.0, "seed": recipe.seed + number}
+            values: dict[str, Any] = {"distillation": 0.0, "mixup": False, "seed": recipe.seed + number}
             if recipe.held_out_fold is None:
                 values |= {"calibration_folds": 0, "calibration_models": ()}
             names.append(str(self.trained(recipe.override(**values), f"teachers/teacher-{number}")))

@@ -46,8 +46,8 @@ class CheXpertTrainer(DurableCheckpoints):
 
     Args:
         recipe: The recipe of the run.
-        teachers: Models to distil; empty for none. Their mean probability for the same augmented images is mixed into
-            the labels.
+        teachers: Models to distil; empty for none. Their mean probability for the same images, augmented and
+            mixed, is mixed into the labels.
         kwargs: Arguments of `Trainer`.
     """
 
@@ -75,8 +75,9 @@ class CheXpertTrainer(DurableCheckpoints):
     def network_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Turn a batch of a RadiographDataset into the network's inputs, with normalised `pixel_values`.
 
-        In training, images are augmented and, by `mixup`, mixed in pairs; then the teachers' probabilities are mixed
-        into `labels`. `inputs` is changed: it loses `index`, and gets these labels.
+        In training, images are augmented. With `mixup`, each is then mixed with another of the batch, and `labels` by
+        the same shares. Last, the teachers' probabilities for these images are mixed into `labels`. `inputs` is
+        changed: it loses `index`, and gets these labels.
         """
         gray, indices = inputs["pixel_values"], inputs.pop("index")  # (B, 1, height, width)
         if self.model.training and self.augmentation.is_active:
@@ -191,10 +192,11 @@ class TrainingProgress(ProgressCallback):
 
 
 def _mixed(pixel_values: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Mix each image of a batch with another one, and so their targets `(batch, num_labels)`; return both.
+    """Mix each image of a batch, and its targets `(batch, num_labels)`, with one chosen at random; return both.
 
-    The shares are uniform in [0, 1], one for each image. A target is -100 (ignored) if either image's is no
-    probability. Teachers know the images that they were trained on by heart, but not mixtures of them.
+    The chosen image may be the same one, which then stays as it is. The shares are uniform in [0, 1], one for each
+    image. A target is -100 (ignored) if that of either image is. The Trainer divides the loss by the number of targets
+    that were not ignored before. Teachers know their training images by heart, but not mixtures of them.
 
     Source: Beyer et al. 2022, Knowledge distillation: A good teacher is patient and consistent.
     """

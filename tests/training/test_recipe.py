@@ -73,9 +73,10 @@ def test_a_yaml_recipe_may_write_1e_4(tmp_path):
         ("mixup: true", "mixup needs distillation above 0"),
         (
             "{mixup: true, distillation: 0.5, class_weights: true}",
-            "mixup needs distillation above 0, and supports neither",
+            "supports no class_weights, map_loss and u-multiclass",
         ),
-        ("{mixup: true, distillation: 0.5, map_loss: 1.0}", "mixup needs distillation above 0, and supports neither"),
+        ("{mixup: true, distillation: 0.5, map_loss: 1.0}", "supports no class_weights, map_loss and u-multiclass"),
+        ("{mixup: true, distillation: 0.5, policy: u-multiclass}", "supports no class_weights, map_loss and u-multi"),
         ("distillation_models: somewhere", "distillation_models is 'somewhere', expected a list"),
         ("calibration_models: [a]", "calibration_models names 1 models, expected one for each of the 0"),
         ("cache: tape", "cache is 'tape', expected one of: none, ram, disk"),

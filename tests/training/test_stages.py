@@ -305,10 +305,10 @@ def test_a_student_learns_what_its_teachers_say_and_resumes_to_the_same_bits(pha
     half = quiet(given.override(distillation=0.5), unlabelled, tmp_path / "half").folder
     with pytest.raises(AssertionError):
         assert_equal_to_the_last_bit(half, student)
-    mixed = quiet(given.override(mixup=True), phantoms, tmp_path / "mixed").folder
+    mixed = quiet(recipe.override(mixup=True), phantoms, tmp_path / "mixed").folder
     with pytest.raises(AssertionError):
         assert_equal_to_the_last_bit(mixed, student)
-    again = quiet(given.override(mixup=True), phantoms, tmp_path / "again").folder
+    again = quiet(given.override(mixup=True), phantoms, tmp_path / "again").folder  # of the same two teachers
     assert_equal_to_the_last_bit(again, mixed)
 
 

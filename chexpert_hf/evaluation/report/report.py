@@ -174,7 +174,7 @@ def _delete_pictures(folder: Path) -> None:
 
 
 def _shown(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Prepare a model's entry in metrics.json for the templates: add a summary, and divide subgroups as `_subgroups`."""
+    """Prepare a model's entry in metrics.json for the templates: add a summary, and divide the subgroups."""
     observations = [item | {"undefined": _not_judged(item)} for item in model["observations"]]
     shown = {"observations": observations, "summary": _summary(observations), "subgroups": _subgroups(model)}
     return {**model, **shown}

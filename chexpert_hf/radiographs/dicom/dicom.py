@@ -109,7 +109,7 @@ def holds_image(head: bytes, whole: Callable[[], BinaryIO]) -> bool:
 def _silence() -> Iterator[None]:
     """Context manager that hides pydicom's warnings and logs, since they may quote patient data from the file.
 
-    Warnings are hidden for the whole process. So other threads wait until the thread in the context has left it.
+    Warnings are hidden for the whole process. So only one thread at a time is in this context; others that enter wait.
     """
     logger = logging.getLogger("pydicom")
     with _QUIET, warnings.catch_warnings():

@@ -80,9 +80,10 @@ def _modality(levels: NDArray[np.integer], header: Header, dtype: np.dtype) -> N
 def _window(values: NDArray[np.float64], used: NDArray[np.float64], header: Header) -> NDArray[np.float64] | None:
     """Apply the first usable window to `values`; return the result in 0..1, or None if no window is usable.
 
-    Neither array is an image. `values` holds the result of `_modality` for each possible stored value, such as 0 to
-    255. `used` is a slice of `values`: from the result for the image's smallest stored value to that for its largest.
-    If the window covers none of `used`, the image becomes all black or all white, and `header.notes` gets a line.
+    Neither array is an image. `values` holds the result of `_modality` for each stored value: up to 8 bits for all that
+    are possible, such as 0 to 255, else for those from the image's smallest to its largest. `used` is the slice of
+    `values` from the image's smallest stored value to its largest. If a window, other than a SIGMOID, covers none of
+    `used`, the image becomes all black or all white, and `header.notes` gets a line.
 
     Source: DICOM PS3.3, C.11.2.1.2 and C.11.2.1.3.
     """

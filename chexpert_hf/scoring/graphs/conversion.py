@@ -165,7 +165,8 @@ def measure_parity(
 def excess(parity: Mapping[str, float], precision: Precision) -> str | None:
     """Return a text if a graph's scores differ too much from its model's; None if they do not.
 
-    `parity` are the differences, from `measure_parity`; `BOUNDS` has the largest accepted one for the precision.
+    `parity` are the differences, from `measure_parity`; none may be infinite or NaN. `BOUNDS` has the largest accepted
+    one for the precision: of logits in fp32, else of probabilities.
     """
     if not all(map(math.isfinite, parity.values())):
         return f"difference that is not finite, on {parity['num_images']} images"

@@ -524,6 +524,10 @@ def test_report_has_the_viewer_and_prints_on_one_page(
     assert paper.locator(".stills").is_hidden()
     assert logged == []
     assert asked == [paper.url]
+    paper.emulate_media(media="print")
+    assert paper.locator(".stills figure img").first.is_visible()
+    assert paper.locator(".score-name:visible").count() == len(JUDGED)
+    assert paper.locator(":is(.viewer, .score-about, .segments):visible").count() == 0
     for size in ("A4", "Letter"):
         assert len(re.findall(rb"/Type\s*/Page[^s]", paper.pdf(format=size, print_background=True))) == 1
     paper.close()
@@ -531,6 +535,7 @@ def test_report_has_the_viewer_and_prints_on_one_page(
     silent.goto((tmp_path / "report.html").as_uri())
     assert silent.locator(".stills figure").count() > 1
     assert silent.locator(".stills").is_visible()
+    assert silent.locator(":is(.viewer, .segments, .skip):visible").count() == 0
     silent.context.close()
 
 
