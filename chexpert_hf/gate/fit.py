@@ -214,9 +214,9 @@ def _drawn_laterals() -> Floats:
 def _lateral_discriminant(frontal: Floats) -> tuple[Floats, float]:
     """Fit a discriminant of lateral views; return weights `(num_cells,)` and the limit that .3 % of `frontal` exceed.
 
-    `frontal` are thumbnails `(num_images, num_cells)` of the training images. The lateral views are synthetic
-    and vary less than real ones. So only the mean of all of them, facing left and right, is used, and the covariance of
-    the frontal views is strongly shrunk towards a diagonal.
+    `frontal` are thumbnails `(num_images, num_cells)` of the training images. The lateral views are synthetic, half of
+    them facing left and half right. Since they vary less than real ones, they are used only by their mean, and the
+    covariance of the frontal views is strongly shrunk towards a diagonal.
     """
     lateral = _drawn_laterals()
     centre, spread = frontal.mean(axis=0), frontal.std(axis=0) + _TINY
