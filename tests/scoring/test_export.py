@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import sys
@@ -345,6 +346,12 @@ def test_what_there_is_not_is_refused(arguments, message, plain_folder):
 
 
 # Images to quantise on
+
+
+def test_int8_changes_no_level_of_logging_and_prints_nothing_of_nncf(folder, fast, capfd):
+    export_model(folder, "openvino", "int8")
+    assert logging.getLogger("nncf").level == logging.INFO  # as NNCF sets it
+    assert "nncf" not in "".join(capfd.readouterr())
 
 
 def test_int8_is_quantised_on_the_radiographs_of_a_folder_and_judged_on_others(folder, tmp_path, fast, monkeypatch):

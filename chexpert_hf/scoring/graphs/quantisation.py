@@ -145,7 +145,6 @@ def _quantise_openvino(source: Path, target: Path, images: Images) -> None:
     openvino, nncf = import_library("openvino"), import_library("nncf")
     from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
-    nncf.set_log_level(logging.ERROR)
     graph = openvino.Core().read_model(source)
     nodes = [
         _Node(
