@@ -247,7 +247,8 @@ class WeightedMetrics:
         Args:
             positive: A row for each distinct score of the positives: the sum over the positives with that score.
             false: A row for each of these scores: the sum over the negatives with that score or a higher one.
-            tied: A row for each score that both classes have: the sum over the negatives with that score.
+            tied: A row for each of these scores that negatives have, too: the sum over the negatives with that score.
+                `_tied_steps` are the rows of `positive` with the same scores.
             num_negative: `(num_weightings,)`: the sum over all negatives.
         """
         pairs = positive.sum(axis=0) * num_negative
