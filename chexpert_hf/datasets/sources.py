@@ -263,7 +263,11 @@ def _sources(
 
 
 def _combine_columns(table: pd.DataFrame, sources: Mapping[str, Sequence[str]]) -> pd.DataFrame:
-    """Return the table with a column for each observation, computed from the columns in `sources`."""
+    """Return the table with one column for each observation, in place of the label columns that the files have.
+
+    `sources` has the label columns of each observation. Where there are several, `_highest` combines their labels: one
+    positive label is enough, for instance.
+    """
     if all(columns == (name,) for name, columns in sources.items()):
         return table
     own = dict.fromkeys(column for columns in sources.values() for column in columns)

@@ -1,8 +1,8 @@
 """Export a model as a graph to the model folder or a copy of it; refuse a graph that differs too much from the model.
 
 A graph is made and compared in a temporary folder on the same disk, then moved, so that it is written whole or not at
-all. The images to compare on, and to quantise on for int8, are phantoms (synthetic radiographs) or, for int8 only, a
-folder's radiographs.
+all. Graph and model are compared on phantoms (synthetic radiographs). For int8, some of the images serve to quantise
+the graph and the others to compare; a folder's radiographs can take the place of the phantoms.
 """
 
 import json
