@@ -157,7 +157,7 @@ class _Assessment:
     def entry(self, model: ModelScores, results: _ModelMetrics, columns: Groups) -> dict[str, Any]:
         """Return a model's entry in the list `models` that `assess` returns.
 
-        `columns` are the subgroups: column, such as "sex" -> group of each view. {} for none.
+        `columns` maps the name of a column, such as "sex", to the group that each view belongs to; {} for no subgroups.
         """
         groups, numbers = self._groups(model, columns), range(len(self.observations))
         return {
