@@ -154,6 +154,16 @@ def test_a_run_that_is_killed_and_resumed_ends_in_the_same_bits(phantoms, finish
     assert_equal_to_the_last_bit(last_checkpoint(output), last_checkpoint(finished))
 
 
+@pytest.mark.slow
+def test_a_killed_run_on_mixtures_of_images_resumes_to_the_same_bits(phantoms, finished, tmp_path):
+    recipe = RECIPE.override(distillation=0.5, mixup=True, distillation_models=[str(finished)])
+    recipe.save(tmp_path / "recipe.yaml")
+    run_until_killed(phantoms, tmp_path / "killed", tmp_path / "recipe.yaml", "step 7", resume=False)
+    resumed = train(recipe, phantoms, tmp_path / "killed", resume=True, say=lambda line: None).folder
+    undisturbed = train(recipe, phantoms, tmp_path / "undisturbed", say=lambda line: None).folder
+    assert_equal_to_the_last_bit(resumed, undisturbed)
+
+
 def test_a_run_does_not_end_in_a_best_checkpoint_that_was_damaged(phantoms, finished, tmp_path):
     output = tmp_path / "copy"
     shutil.copytree(finished, output)
