@@ -74,13 +74,13 @@ def train_all(data: Path, work: Path) -> tuple[list[Path], Path]:
             phantoms, num_studies=NUM_PHANTOMS, seed=PHANTOM_SEED, valid_fraction=0.02, workers=os.cpu_count() or 1
         )
     pretrained = _trained(Recipe.load(Path("nih_pretraining")), phantoms, work / "pretrained")
-    imagenet = write_efficientnet(work / "imagenet", pretrained)
+    efficientnet = write_efficientnet(work / "efficientnet", pretrained)
     recipe = Recipe.load(Path("nih")).override(init=str(pretrained))
     taught = []
     for fold in range(recipe.calibration_folds):
         part = recipe.override(held_out_fold=fold)
         dense = _trained(part.override(**TEACHER), data, work / f"dense-{fold + 1}")
-        lite = part.override(**TEACHER, **EFFICIENTNET, init=str(imagenet))
+        lite = part.override(**TEACHER, **EFFICIENTNET, init=str(efficientnet))
         teachers = [str(dense), str(_trained(lite, data, work / f"lite-{fold + 1}"))]
         taught.append(_trained(part.override(distillation_models=teachers), data, work / f"taught-{fold + 1}"))
     names = [str(folder) for folder in taught]
