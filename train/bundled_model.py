@@ -121,6 +121,8 @@ def pack(model: Path, output: Path, section: str, map_evaluation: Mapping[str, A
     """Write the bundled model's folder from a trained one: only the files that the package ships, and its own card.
 
     Code files become links, so that the folder is complete and the repository holds the code once; wheels hold files.
+    `terms.json` is left out: the data's name gives ChestX-ray14's terms, and the package's synthetic radiographs bind
+    nobody who trains the model further.
 
     Args:
         model: The trained model's folder.
@@ -135,7 +137,6 @@ def pack(model: Path, output: Path, section: str, map_evaluation: Mapping[str, A
         "preprocessor_config.json",
         "reference.json",
         "evaluation.json",
-        "terms.json",
         "gate.safetensors",
         "training_patients.json",
     ):
