@@ -50,7 +50,10 @@ def test_a_list_gives_a_list_and_a_single_input_a_single_prediction(classifier, 
     column = Dataset.from_dict({"image": [str(form) for form in forms[:2]]}).cast_column("image", datasets.Image())[
         "image"
     ]
-    assert [each.probabilities for each in classifier.predict(column)] == [single.probabilities] * 2
+    from_column = classifier.predict(column)
+    assert len(from_column) == 2
+    for prediction in from_column:  # of one batch, whose last bit may differ
+        assert prediction.probabilities == pytest.approx(single.probabilities, abs=1e-6)
 
 
 def test_a_model_that_is_trained_meanwhile_scores_in_evaluation_mode_and_goes_on_training():
