@@ -135,6 +135,21 @@ def test_on_the_real_validation_split_it_has_the_aurocs_of_its_card(classifier, 
 
 
 @pytest.mark.slow
+def test_its_lung_opacity_agrees_with_radiologists_on_patients_that_it_has_not_seen(classifier, judged, real_data):
+    """RSNA's readings of 93 images of the validation split, which trained, chose and calibrated nothing."""
+    readings = pd.read_csv(real_data / "NIH" / "rsna.csv").drop_duplicates("Path")
+    readings.index = readings["Path"].str.split("/").str[2:].str.join("/")
+    paths = [path.split("/")[-3:] for path in load_dataset(real_data / "NIH")["valid"]["path"][:]]
+    read = readings.reindex(["/".join(parts) for parts in paths]).reset_index(drop=True)
+    scores = pd.Series(judged[0][:, classifier.observations.index("Lung Opacity")])
+    is_read, is_normal = read["Target"].notna(), read["Class"] == "Normal"
+    assert (is_read.sum(), (read["Target"] == 1).sum(), is_normal.sum()) == (93, 31, 15)
+    assert roc_auc_score(read["Target"][is_read], scores[is_read]) >= 0.69
+    clear = is_normal | (read["Target"] == 1)
+    assert roc_auc_score(read["Target"][clear], scores[clear]) >= 0.9
+
+
+@pytest.mark.slow
 def test_it_judges_hearts_of_other_hospitals_whatever_gray_range_they_use(classifier, real_data: Path):
     index = pd.read_csv(real_data / "external" / "index.csv")
     for source, least in (("wingspan", 0.85), ("jsrt", 0.75)):

@@ -233,7 +233,7 @@ def _radiologists(sources: Sources, scored: Sequence[Scored], observations: Sequ
             )
             rows += [
                 [f"RSNA: {target}", score, *(_against(truth, one, observations.index(score)) for one in scored)]
-                for score in ("Lung Opacity", "Pneumonia")
+                for score in ("Lung Opacity", "Pneumonia", "Consolidation", "Edema")
             ]
     if sources.google is not None:
         readings = _readings(sources.google)
