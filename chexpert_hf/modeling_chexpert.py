@@ -343,10 +343,10 @@ class CheXpertForImageClassification(PreTrainedModel):
 def _matrix(layer: nn.Linear, width: int, inputs: Tensor) -> Tensor:
     """Return the weights `(outputs, width)` of a linear layer with `width` inputs.
 
-    If the layer is quantised or has an adapter, such as LoRA's, its weights are found by feeding unit vectors to it,
-    of the type and on the device of `inputs`.
+    If the layer is quantised, has an adapter, such as LoRA's, or is offloaded by accelerate, its weights are found by
+    feeding unit vectors to it, of the type and on the device of `inputs`.
     """
-    if type(layer) is nn.Linear:
+    if type(layer) is nn.Linear and not layer.weight.is_meta:
         return layer.weight
     unit = torch.eye(width, dtype=inputs.dtype, device=inputs.device)
     return (layer(unit) - layer(torch.zeros_like(unit))).T

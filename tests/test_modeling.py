@@ -127,6 +127,20 @@ def test_maps_of_a_quantised_head_are_those_in_float32_within_two_percent(head_h
     assert (maps - expected).abs().max() < 0.02 * expected.abs().max()
 
 
+@pytest.mark.parametrize("head_hidden_size", [None, 24])
+def test_maps_of_a_head_that_accelerate_offloads_are_those_of_the_model(head_hidden_size, tmp_path):
+    torch.manual_seed(0)
+    model = CheXpertForImageClassification(CheXpertConfig(**TINY, head_hidden_size=head_hidden_size)).eval()
+    model.save_pretrained(tmp_path)
+    offloaded = CheXpertForImageClassification.from_pretrained(
+        tmp_path, device_map={"features": "cpu", "classifier": "disk"}, offload_folder=tmp_path / "offloaded"
+    )
+    pixel_values = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        maps, expected = (each(pixel_values, output_saliency=True).saliency for each in (offloaded, model))
+    torch.testing.assert_close(maps, expected, atol=1e-5, rtol=1e-5)
+
+
 def test_hidden_states_are_the_maps_after_each_dense_block():
     model = CheXpertForImageClassification(CheXpertConfig()).eval()
     captured = []
