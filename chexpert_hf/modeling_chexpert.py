@@ -219,6 +219,8 @@ class CheXpertForImageClassification(PreTrainedModel):
                 f"pixel_values has shape {tuple(pixel_values.shape)}, expected (batch, {self.config.num_channels}, "
                 "height, width) from the image processor."
             )
+        if pixel_values.is_floating_point():  # the processor's are float32, the weights may be float16
+            pixel_values = pixel_values.to(self.dtype)
         if output_saliency is None:
             output_saliency = self.config.output_saliency
         if output_hidden_states is None:

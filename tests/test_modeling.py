@@ -141,6 +141,16 @@ def test_maps_of_a_head_that_accelerate_offloads_are_those_of_the_model(head_hid
     torch.testing.assert_close(maps, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_takes_the_processors_float32(tiny_model, dtype):
+    pixel_values = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected = tiny_model(pixel_values).logits
+        logits = tiny_model.to(dtype)(pixel_values).logits
+    assert logits.dtype == dtype
+    torch.testing.assert_close(logits.float(), expected, atol=0.02, rtol=0.02)
+
+
 def test_hidden_states_are_the_maps_after_each_dense_block():
     model = CheXpertForImageClassification(CheXpertConfig()).eval()
     captured = []
