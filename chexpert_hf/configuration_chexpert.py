@@ -203,7 +203,7 @@ class CheXpertConfig(PreTrainedConfig):
     def multiclass_observations(self) -> tuple[str, ...]:
         """The observations under U-MultiClass, in the order of the model's outputs."""
         policies, multiclass = self.uncertainty_policies or {}, UncertaintyPolicy.U_MULTICLASS.value
-        return tuple(name for name in self.observations if policies[name] == multiclass)
+        return tuple(name for name in self.observations if policies.get(name) == multiclass)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as in transformers, without those of DenseNets if the backbone is another network."""

@@ -230,6 +230,11 @@ class CheXpertForImageClassification(PreTrainedModel):
         hidden_states = tuple(maps for name, maps in stages.items() if name.startswith(self.features.block_title))
         pooled = _pooled(features)  # (B, C)
         outputs = self.classifier(pooled)  # (B, num_labels + 2 num_multiclass)
+        if outputs.shape[1] != (expected := _num_outputs(self.config)):
+            raise ValueError(
+                f"The head has {outputs.shape[1]} outputs, but the labels and uncertainty policies in the config need "
+                f"{expected}: pass id2label and uncertainty_policies to from_pretrained, or replace the head, too."
+            )
         logits = self._positive_minus_negative(outputs)
         return CheXpertOutput(
             loss=None if labels is None else self._loss(outputs, labels, loss_weights, num_items_in_batch),
@@ -269,10 +274,11 @@ class CheXpertForImageClassification(PreTrainedModel):
         if not columns:
             return outputs
         # The 0 after the last output is the negative class of an observation with a plain sigmoid.
-        negative = [outputs.shape[-1]] * self.num_labels
+        num_labels = self.config.num_labels
+        negative = [outputs.shape[-1]] * num_labels
         for place, column in enumerate(columns):
-            negative[column] = self.num_labels + place
-        return outputs[..., : self.num_labels] - functional.pad(outputs, (0, 1))[..., negative]
+            negative[column] = num_labels + place
+        return outputs[..., :num_labels] - functional.pad(outputs, (0, 1))[..., negative]
 
     def _classes(self, outputs: Tensor) -> Tensor:
         """Return the head's outputs for the observations under U-MultiClass, `(batch, num_multiclass, 3)`.
@@ -281,7 +287,7 @@ class CheXpertForImageClassification(PreTrainedModel):
         the head, `(batch, num_outputs)`.
         """
         columns = self._multiclass_columns
-        negative, uncertain = outputs[:, self.num_labels :].split(len(columns), dim=1)
+        negative, uncertain = outputs[:, self.config.num_labels :].split(len(columns), dim=1)
         return torch.stack([negative, outputs[:, columns], uncertain], dim=2)
 
     def _saliency(self, features: Tensor, pooled: Tensor, logits: Tensor) -> Tensor:
@@ -311,12 +317,13 @@ class CheXpertForImageClassification(PreTrainedModel):
         self, outputs: Tensor, labels: Tensor, weights: Tensor | None, num_items_in_batch: Tensor | int | None
     ) -> Tensor:
         logits = self._positive_minus_negative(outputs)
-        if labels.ndim == 1 and not labels.is_floating_point() and self.num_labels > 1:
-            if _is_any((labels < 0) | (labels >= self.num_labels)):
-                raise ValueError(f"labels has class indices {labels.tolist()}, expected 0 to {self.num_labels - 1}.")
-            labels = functional.one_hot(labels.long(), self.num_labels)  # (B, num_labels)
+        num_labels = logits.shape[1]
+        if labels.ndim == 1 and not labels.is_floating_point() and num_labels > 1:
+            if _is_any((labels < 0) | (labels >= num_labels)):
+                raise ValueError(f"labels has class indices {labels.tolist()}, expected 0 to {num_labels - 1}.")
+            labels = functional.one_hot(labels.long(), num_labels)  # (B, num_labels)
             if num_items_in_batch is not None:
-                num_items_in_batch = num_items_in_batch * self.num_labels
+                num_items_in_batch = num_items_in_batch * num_labels
         if labels.shape != logits.shape:
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}: one value per observation."
@@ -421,8 +428,12 @@ def _pooled(features: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(features, (1, 1)).flatten(1)
 
 
+def _num_outputs(config: CheXpertConfig) -> int:
+    return config.num_labels + 2 * len(config.multiclass_observations)
+
+
 def _new_head(num_features: int, config: CheXpertConfig) -> nn.Linear | nn.Sequential:
-    num_outputs = config.num_labels + 2 * len(config.multiclass_observations)
+    num_outputs = _num_outputs(config)
     if config.head_hidden_size is None:
         return nn.Linear(num_features, num_outputs)
     return nn.Sequential(

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch.nn import functional
 from transformers import AutoConfig, AutoModelForImageClassification
 
 from chexpert_hf import CheXpertConfig, CheXpertForImageClassification, CheXpertImageProcessor
-from chexpert_hf.labels import PARENTS
+from chexpert_hf.labels import OBSERVATIONS, PARENTS
 
 from .conftest import TINY
 
@@ -177,6 +178,38 @@ def test_labels_that_are_set_on_a_loaded_config_count_too(trained_folder):
     model.config.id2label = {0: "TB", 1: "Normal", 2: "Other"}
     assert model.config.label2id == {"TB": 0, "Normal": 1, "Other": 2}
     assert CheXpertConfig(**model.config.to_dict()).observations == ("TB", "Normal", "Other")
+
+
+def test_policies_that_are_set_on_a_loaded_model_need_not_name_each_observation(tiny_model):
+    tiny_model.config.uncertainty_policies = {"Edema": "u-ones"}
+    labels = torch.zeros(2, 14)
+    labels[:, OBSERVATIONS.index("Edema")] = -1
+    pixel_values = torch.randn(2, 3, 64, 64)
+    expected = functional.binary_cross_entropy_with_logits(tiny_model(pixel_values).logits, labels.abs())
+    assert tiny_model(pixel_values, labels=labels).loss.item() == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"uncertainty_policies": {"Edema": "u-multiclass"}}),
+        ({"uncertainty_policies": {"Edema": "u-multiclass"}}, {"uncertainty_policies": {}}),
+        ({}, {"id2label": {0: "TB", 1: "Normal"}}),
+    ],
+)
+def test_a_config_that_no_longer_fits_the_head_is_refused(before, after):
+    model = CheXpertForImageClassification(CheXpertConfig(**TINY, **before)).eval()
+    model.config.update(after)
+    with pytest.raises(ValueError, match=r"The head has 1[46] outputs, but .* need (16|14|2): pass id2label"):
+        model(torch.zeros(1, 3, 64, 64))
+
+
+def test_a_head_that_is_replaced_by_hand_learns_class_indices(tiny_model):
+    tiny_model.config.id2label = {0: "TB", 1: "Normal"}
+    tiny_model.classifier = torch.nn.Linear(tiny_model.classifier.in_features, 2)
+    pixel_values = torch.randn(2, 3, 64, 64)
+    losses = [tiny_model(pixel_values, labels=torch.tensor(labels)).loss for labels in ([1, 0], [[0, 1], [1, 0]])]
+    assert torch.equal(*losses)
 
 
 def test_labels_that_contradict_their_number_are_refused(trained_folder):
