@@ -120,8 +120,9 @@ class CheXpertConfig(PreTrainedConfig):
         self.problem_type = "multi_label_classification"
         self.block_config = list(self.block_config)
         names: dict[int, str] | dict[str, str] | None = getattr(self, "id2label", None)
-        if names is None and kwargs.get("num_labels") is None:
-            self.id2label = dict(enumerate(CHEXPERT.names))
+        if names is None and (self.label2id or kwargs.get("num_labels") is None):
+            label2id = self.label2id or {name: index for index, name in enumerate(CHEXPERT.names)}
+            self.id2label = {int(index): name for name, index in label2id.items()}
         kwargs.pop("map_offsets", None)  # a field of configs written before it was removed
         super().__post_init__(**kwargs)
         self._fill_in()

@@ -180,6 +180,13 @@ def test_a_frozen_backbone_keeps_its_weights_and_its_batchnorm_statistics(tiny_m
     assert changed == {"classifier.weight", "classifier.bias"}
 
 
+@pytest.mark.parametrize("more", [{}, {"num_labels": 2}])
+def test_a_config_takes_its_labels_from_label2id_alone(more):
+    config = CheXpertConfig(label2id={"TB": "1", "Normal": 0}, **more)
+    assert config.observations == ("Normal", "TB")
+    assert config.label2id == {"Normal": 0, "TB": 1}
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
