@@ -207,8 +207,10 @@ def save_model_folder(
     Raises:
         InputError: If the model is not in float32, or has a LoRA adapter that is not merged.
     """
-    if hasattr(model, "merge_and_unload"):
-        raise InputError("Expected the model itself, got one with a LoRA adapter: pass model.merge_and_unload().")
+    if hasattr(model, "peft_config"):  # of peft's wrapper, and of the model in it
+        raise InputError(
+            "Expected the model itself, got one with a LoRA adapter: pass the result of PeftModel's merge_and_unload()."
+        )
     if model.dtype != torch.float32:
         raise InputError(f"Expected a model in float32, got {model.dtype}: pass model.float().")
     has_records = any(getattr(model.config, name, None) is not None for name in _RECORDS)  # also in older remote code

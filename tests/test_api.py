@@ -193,8 +193,9 @@ def test_a_folder_is_of_a_model_in_float32_without_adapters(shared_tiny_model, t
         save_model_folder(tmp_path / "model", copy.deepcopy(shared_tiny_model).bfloat16(), **files)
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(copy.deepcopy(shared_tiny_model), peft.LoraConfig(target_modules=["conv1"]))
-    with pytest.raises(InputError, match=r"pass model.merge_and_unload\(\)"):
-        save_model_folder(tmp_path / "model", adapted, **files)
+    for model in (adapted, adapted.base_model.model):
+        with pytest.raises(InputError, match=r"the result of PeftModel's merge_and_unload"):
+            save_model_folder(tmp_path / "model", model, **files)
     assert list(tmp_path.iterdir()) == []
 
 
