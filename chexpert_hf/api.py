@@ -195,14 +195,15 @@ def save_model_folder(
 
     Args:
         folder: The folder, created if it does not exist; files in it are overwritten, and an earlier model's
-            evaluation, recipe and training curve removed.
+            evaluation, recipe and training curve removed, as are its lists of patients, see `keep_records`.
         model: The model, in float32 on the CPU.
         processor: The model's image processor.
         data: The training data, as a phrase for the card.
         licence: Sentences on the use of the weights.
         source: Where the weights come from, as a phrase for the card.
-        keep_records: Whether to keep the config's calibration, operating points and evaluation of maps. Pass True only
-            if they were made with these weights. False resets them, and thus changes `model.config`.
+        keep_records: Whether to keep the config's calibration, operating points and evaluation of maps, and the
+            folder's lists of patients that a model was trained or calibrated on. Pass True only if they are of these
+            weights. False resets them, and thus changes `model.config`.
 
     Raises:
         InputError: If the model is not in float32, or has a LoRA adapter that is not merged.
@@ -221,6 +222,9 @@ def save_model_folder(
             "wrong; if they are of these weights, pass keep_records=True.",
             stacklevel=2,
         )
+    if not keep_records:
+        for file in Path(folder).glob("*_patients.json"):
+            file.unlink()
     conversion = "none; no metrics were recorded with it"
     origin = ImportedFrom(source=source, data=data, licence=licence, conversion=conversion)
     save_imported_folder(Path(folder), model, processor, origin)

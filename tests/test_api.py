@@ -180,7 +180,8 @@ def test_a_folder_of_a_model_that_was_trained_further_does_not_call_it_calibrate
 
 def test_a_folder_that_is_written_again_has_no_results_of_its_earlier_model(folder, tmp_path):
     copied = shutil.copytree(folder, tmp_path / "copied")
-    for name in ("evaluation.json", "recipe.yaml", "curve.png", "gate.safetensors"):
+    earlier = ("evaluation.json", "recipe.yaml", "curve.png", "training_patients.json", "calibration_patients.json")
+    for name in (*earlier, "gate.safetensors"):
         (copied / name).write_bytes(b"of an earlier model")
     model, processor = (cls.from_pretrained(copied) for cls in (CheXpertForImageClassification, CheXpertImageProcessor))
     save_model_folder(copied, model, processor, data="drawings", licence="As you like.")
