@@ -242,12 +242,17 @@ def _split(data: Data, split: str, observations: Sequence[str]) -> datasets.Data
             warnings.warn(line, stacklevel=3)
         return dataset
     expect_labels(data, observations)
+    if not len(data):
+        raise InputError("Expected radiographs to score, got a split without rows.")
     return data.with_format(None)
 
 
 def _split_name(data: Data, split: str | None) -> str:
     if isinstance(data, datasets.DatasetDict):
         raise InputError(f"Expected one split, such as data[{next(iter(data))!r}], got a DatasetDict.")
+    folders = data if isinstance(data, (list, tuple)) else [data]
+    if not (isinstance(data, datasets.Dataset) or all(isinstance(folder, (str, Path)) for folder in folders)):
+        raise InputError(f"Expected a folder or a split from load_dataset, got a {type(data).__name__}.")
     return split or (str(data.split or "data") if isinstance(data, datasets.Dataset) else "valid")
 
 

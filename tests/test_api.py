@@ -115,6 +115,11 @@ def test_what_is_no_split_is_refused_in_one_line(classifier, phantoms):
     data = load_dataset(phantoms, observations=classifier.observations)
     with pytest.raises(InputError, match=r"Expected one split, such as data\['train'\], got a DatasetDict"):
         evaluate(classifier, data)
+    for wrong in (data["valid"].to_iterable_dataset(), list(data["valid"]), data["valid"].to_pandas(), None):
+        with pytest.raises(InputError, match=f"folder or a split from load_dataset, got a {type(wrong).__name__}"):
+            evaluate(classifier, wrong)
+    with pytest.raises(InputError, match="got a split without rows"):
+        evaluate(classifier, data["valid"].select([]))
     with pytest.raises(InputError, match="no column 'study'; expected a split from load_dataset"):
         evaluate(classifier, data["valid"].remove_columns("study"))
     with pytest.raises(InputError, match="The image of row 0 is no file"):
