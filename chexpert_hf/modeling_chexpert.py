@@ -207,8 +207,9 @@ class CheXpertForImageClassification(PreTrainedModel):
                 "label...": the Trainer takes all such arguments for columns of labels.)
             output_saliency: Whether to return `saliency`; the config's value if None.
             output_hidden_states: Whether to return `hidden_states`; the config's value if None.
-            num_items_in_batch: Number of known labels in all batches of an optimizer step, given by the Trainer; the
-                sum of the losses is divided by it. If None, the number is counted in this batch.
+            num_items_in_batch: Number of labels other than -100 in all batches of an optimizer step, given by the
+                Trainer; the sum of the losses is divided by it. If None, the labels with a loss in this batch are
+                counted.
 
         Raises:
             ValueError: If the shapes do not fit the model, or labels on the CPU have other values. On a GPU, where a
