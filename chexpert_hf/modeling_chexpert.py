@@ -325,10 +325,10 @@ class CheXpertForImageClassification(PreTrainedModel):
             labels = functional.one_hot(labels.long(), num_labels)  # (B, num_labels)
             if num_items_in_batch is not None:
                 num_items_in_batch = num_items_in_batch * num_labels
-        if labels.shape != logits.shape:
-            raise ValueError(
-                f"labels has shape {tuple(labels.shape)}, expected {tuple(logits.shape)}: one value per observation."
-            )
+        expected = tuple(logits.shape)
+        for name, given in (("labels", labels), ("loss_weights", weights)):
+            if given is not None and given.shape != expected:
+                raise ValueError(f"{name} has shape {tuple(given.shape)}, expected {expected}: one per observation.")
         labels = labels.float()  # integers would round the targets of smoothed labels
         is_wrong = (labels > POSITIVE) | ((labels < NEGATIVE) & (labels != UNCERTAIN) & (labels != IGNORED))
         if _is_any(is_wrong):

@@ -228,6 +228,11 @@ def test_labels_of_another_shape_are_refused(tiny_model):
         tiny_model(torch.zeros(1, 3, 64, 64), labels=torch.zeros(1, 5))
 
 
+def test_weights_of_whole_images_are_not_taken_for_those_of_observations(tiny_model):
+    with pytest.raises(ValueError, match=r"loss_weights has shape \(14,\), expected \(14, 14\)"):
+        tiny_model(torch.zeros(14, 3, 64, 64), labels=torch.zeros(14, 14), loss_weights=torch.ones(14))
+
+
 def test_a_removed_field_of_an_older_config_is_ignored(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "chexpert", "map_offsets": {"Edema": [0.1, 0]}}))
     CheXpertConfig.from_pretrained(tmp_path).save_pretrained(tmp_path)
