@@ -300,6 +300,11 @@ class CheXpertConfig(PreTrainedConfig):
             raise ValueError(f"id2label has the indices {sorted(self.id2label)}, expected 0, 1, ... without a gap.")
         if len(set(observations)) < len(observations):
             raise ValueError(f"Each observation may occur once in id2label, got: {', '.join(observations)}.")
+        if {int(index): name for name, index in (self.label2id or {}).items()} != self.id2label:
+            raise ValueError(
+                f"label2id is {self.label2id}, but id2label is {self.id2label}; assign id2label a new dictionary to "
+                "change the labels, and label2id follows."
+            )
         _ = self.labels
         parse_policies(self.uncertainty_policies or {}, observations)
         for child, parent in (self.label_parents or {}).items():

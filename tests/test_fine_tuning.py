@@ -212,6 +212,23 @@ def test_a_head_that_is_replaced_by_hand_learns_class_indices(tiny_model):
     assert torch.equal(*losses)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: config.id2label.update({3: "Opacity"}),
+        lambda config: setattr(config, "label2id", {"TB": 0, "Normal": 1}),
+    ],
+)
+def test_labels_that_are_changed_in_only_one_of_the_two_mappings_are_not_saved(tiny_model, tmp_path, change):
+    change(tiny_model.config)
+    with pytest.raises(StrictDataclassError, match="assign id2label a new dictionary to change the labels"):
+        tiny_model.save_pretrained(tmp_path)
+    tiny_model.config.id2label = {**dict(enumerate(OBSERVATIONS)), 3: "Cloud"}
+    tiny_model.config.label2id = {name: str(index) for index, name in tiny_model.config.id2label.items()}
+    tiny_model.save_pretrained(tmp_path)
+    assert CheXpertConfig.from_pretrained(tmp_path).observations[3] == "Cloud"
+
+
 def test_labels_that_contradict_their_number_are_refused(trained_folder):
     with pytest.raises(ValueError, match="num_labels is 3, but id2label names 2 labels"):
         AutoConfig.from_pretrained(trained_folder, num_labels=3, id2label={0: "TB", 1: "Normal"})
