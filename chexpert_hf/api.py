@@ -29,6 +29,7 @@ from chexpert_hf.evaluation.calibration.calibration import Method, OperatingRule
 from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
 from chexpert_hf.evaluation.localization.localize import LocalizationResult, localize_dataset
 from chexpert_hf.evaluation.metrics import Evaluation
+from chexpert_hf.evaluation.patients import PATIENT_FILES
 from chexpert_hf.evaluation.report.report import write_report
 from chexpert_hf.evaluation.report.reporting import (
     assess_dataset,
@@ -223,8 +224,8 @@ def save_model_folder(
             stacklevel=2,
         )
     if not keep_records:
-        for file in Path(folder).glob("*_patients.json"):
-            file.unlink()
+        for name in PATIENT_FILES:
+            (Path(folder) / name).unlink(missing_ok=True)
     conversion = "none; no metrics were recorded with it"
     origin = ImportedFrom(source=source, data=data, licence=licence, conversion=conversion)
     save_imported_folder(Path(folder), model, processor, origin)

@@ -20,11 +20,12 @@ SELECTION_PATIENTS_FILE = "selection_patients.json"
 CALIBRATION_PATIENTS_FILE = "calibration_patients.json"
 
 _HASH_LENGTH = 16  # hexadecimal digits, 64 bits: two of 65,240 patients share a hash with a probability of 1e-10
-_PURPOSES = {
+PATIENT_FILES = {
     TRAINING_PATIENTS_FILE: "train the model",
     SELECTION_PATIENTS_FILE: "choose the model's checkpoint",
     CALIBRATION_PATIENTS_FILE: "calibrate the model",
 }
+"""File of hashed ids -> what its patients were used for."""
 
 
 class PatientsFileError(InputError):
@@ -79,6 +80,6 @@ def seen_patients(folder: Path, patients: Iterable[str]) -> list[str]:
     return [
         f"by their ids, {len(shared):,} of these {len(patients):,} patients were used to {purpose}; metrics on them "
         "are optimistic."
-        for file, purpose in _PURPOSES.items()
+        for file, purpose in PATIENT_FILES.items()
         if (folder / file).exists() and (shared := overlapping_patients(folder / file, patients))
     ]
