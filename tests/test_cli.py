@@ -369,6 +369,20 @@ def test_predict_takes_its_shard_from_options_or_the_launcher(monkeypatch, capsy
     assert sorted(rows) == sorted((tmp_path / "whole.csv").read_text().splitlines()[1:])
 
 
+def test_a_bad_file_does_not_make_a_launcher_stop_the_processes_that_still_score(
+    monkeypatch, capsys, radiographs, tiny_folder, tmp_path
+):
+    (radiographs / "0.png").write_text("not an image")  # first, so in the first of two shards
+    arguments = ["predict", radiographs, "--model", tiny_folder, "--batch-size", 1, "--output"]
+    options = ["--num-shards", 2, "--shard", 0]
+    assert run(monkeypatch, capsys, *arguments, tmp_path / "alone.csv", *options)[0] == 1
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(monkeypatch, capsys, *arguments, tmp_path / "part.csv")[0] == 0
+    assert (tmp_path / "part-00000-of-00002.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+    assert pd.read_csv(tmp_path / "alone.csv").error.notna().tolist() == [True, False]
+
+
 def test_predict_says_now_and_then_how_far_it_is(monkeypatch, capsys, radiographs, tiny_folder):
     monkeypatch.setattr(predicting, "REPORT_SECONDS", 0)
     code, _, err = run(monkeypatch, capsys, "predict", radiographs, "--model", tiny_folder)

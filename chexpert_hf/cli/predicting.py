@@ -64,7 +64,8 @@ def predict(
 ) -> None:
     """Score radiographs: the probability of each observation.
 
-    Exit code 1 if a file has no scores: it was skipped, could not be read, or was refused by the gate.
+    Exit code 1 if a file has no scores: it was skipped, could not be read, or was refused by the gate. In processes of
+    torchrun or accelerate it is 0, since these would stop the other processes.
     """
     from chexpert_hf.radiographs.finding import find_radiographs, read_list
 
@@ -120,7 +121,8 @@ def predict(
         result = {"output": str(target.path), **asdict(summary), "scored": scored, "gate": rows.gate.value}
         seconds = round(time.monotonic() - begin, 3)
         echo(json.dumps({**result, "seconds": seconds, "operating_points": classifier.operating_points}))
-    if summary.failed or found.num_outside:
+    in_several_processes = bool(suffix)  # an exit code of 1 would make the launcher stop those that still score
+    if (summary.failed or found.num_outside) and not in_several_processes:
         raise Exit(1)
 
 
