@@ -129,6 +129,8 @@ def train(
         raise BadFilesError(f"{error} All are listed in {path}.", error.faults) from error
     about = [f"Labels: {', '.join(recipe.observations)}", *changes_to_initial(recipe), *_seen_by_initial(recipe, data)]
     recipe = recipe.override(image_size=image_size_of(recipe))
+    if resume and (output / RECIPE_FILE).is_file():  # checked again once the folder is locked
+        expect_same_recipe(recipe, output)
     set_seed(recipe.seed)
     # Before anything is written, so that a run that cannot be trained leaves nothing behind.
     expect_trainable_batches(recipe, build_model(recipe), data["train"])

@@ -273,6 +273,12 @@ def test_resuming_with_another_recipe_is_refused_by_field(phantoms, finished):
         train(RECIPE.override(learning_rate=0.1), phantoms, finished, resume=True)
 
 
+def test_resuming_with_another_recipe_is_refused_before_its_weights_are_downloaded(phantoms, finished, monkeypatch):
+    monkeypatch.setattr("chexpert_hf.training.run.build_model", lambda recipe: pytest.fail("the model was built"))
+    with pytest.raises(RecipeError, match=r"another recipe: .*init was 'random' and is 'imagenet'"):
+        train(RECIPE.override(init="imagenet", architecture={}), phantoms, finished, resume=True)
+
+
 def test_a_fine_tuned_head_keeps_the_rows_of_observations_that_both_have(finished):
     recipe = RECIPE.override(
         init=str(finished), architecture={}, observations=("TB", "Edema"), image_size=64, policy="u-ones"
