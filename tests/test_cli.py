@@ -545,6 +545,10 @@ def test_train_takes_a_recipe_and_flags_override_it(monkeypatch, capsys, phantom
         (["evaluate", ".", "--model", "runs/a/b"], "'runs/a/b' is neither a model folder nor the id of a repository"),
         (["demo", "--model", "./tb"], "'./tb' is neither a model folder nor the id of a repository"),
         (["check", "--model", "."], ". holds no config.json; expected a model folder"),
+        (
+            ["predict", "film.png", "--model", "lora"],
+            "lora holds an adapter, expected a model folder: load",
+        ),
         (["train", ".", "--output", "x", "--init", "nihh"], "'nihh' is neither a model folder nor the id"),
         (["evaluate", ".", "--output", "there.csv"], "there.csv cannot be a folder for the results"),
         (["localize", "no-such", "--output", "x"], "'no-such' does not exist"),
@@ -557,6 +561,8 @@ def test_train_takes_a_recipe_and_flags_override_it(monkeypatch, capsys, phantom
 def test_wrong_paths_and_outputs_are_refused_before_torch_is_imported(tmp_path, arguments, message):
     for name in ("film.png", "there.csv"):
         (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
     program = (
         "import atexit, sys; from chexpert_hf.cli import main; "
         "atexit.register(lambda: print(*sys.modules.keys() & {'torch', 'transformers'})); main()"

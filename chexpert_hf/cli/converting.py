@@ -126,13 +126,14 @@ def bench(
     """Measure speed, memory and exactness of each runtime on this machine."""
     from chexpert_hf.bench.contenders import machine, radiographs, runtime_specs, untrained_model
     from chexpert_hf.bench.measure import as_table, run_benchmark
+    from chexpert_hf.models.model_files import no_model
     from chexpert_hf.models.repositories import model_folder
 
     hide_bars()
     with TemporaryDirectory(prefix="chexpert-hf-bench-") as scratch:
         folder = untrained_model(Path(scratch) / "model", image_size) if image_size else model_folder(model)
         if not (folder / "config.json").is_file():
-            raise InputError(f"{folder} holds no config.json; expected a model folder.")
+            raise no_model(folder, folder)
         paths = radiographs(images, limit, Path(scratch) / "phantoms")
         specs = runtime_specs(folder, batch_size, saliency)
         if only:

@@ -8,6 +8,7 @@ from typer import Argument, Option
 from chexpert_hf.default_model import DEFAULT_NAME, resolve_model
 from chexpert_hf.errors import InputError
 from chexpert_hf.files import require_empty
+from chexpert_hf.models.model_files import no_model
 
 
 def output(text: str) -> Any:
@@ -32,7 +33,7 @@ def existing_model(name: str) -> str:
     path = Path(resolve_model(name))
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "ensemble.json")):
-            raise InputError(f"{name} holds no config.json; expected a model folder.")
+            raise no_model(path, name)
         return str(path)
     if len(path.parts) == 2 and not path.is_absolute() and not name.startswith((".", "~")):
         return name

@@ -17,7 +17,14 @@ from chexpert_hf.errors import ModelFolderError
 from chexpert_hf.files import first_line
 from chexpert_hf.image_processing_chexpert import CheXpertImageProcessor
 from chexpert_hf.modeling_chexpert import CheXpertForImageClassification
-from chexpert_hf.models.model_files import ENSEMBLE_FILE, LOADED_FILES, NEEDED_FILES, ensemble_members, verify_checksums
+from chexpert_hf.models.model_files import (
+    ENSEMBLE_FILE,
+    LOADED_FILES,
+    NEEDED_FILES,
+    ensemble_members,
+    no_model,
+    verify_checksums,
+)
 from chexpert_hf.models.repositories import model_folder
 
 _verbosity_lock = Lock()
@@ -61,7 +68,7 @@ def load_model(model: str | Path, *, name: str | None = None) -> CheXpertForImag
                 f"{name} is an ensemble, and one model is expected here: name a member, {ensemble_members(folder)[0]}."
             )
         if not config:
-            raise ModelFolderError(f"{name} holds no config.json; expected a model folder.")
+            raise no_model(folder, name)
         if config.get("model_type") != CheXpertConfig.model_type:
             raise ModelFolderError(
                 f"{name} holds a model of type {config.get('model_type')!r}, expected {CheXpertConfig.model_type!r}."

@@ -37,6 +37,16 @@ class ChecksumError(InputError):
     """A file of a model folder has changed since the folder was saved, or cannot be read."""
 
 
+def no_model(folder: Path, name: str | Path) -> ModelFolderError:
+    """Return the error that `folder`, which the user called `name`, holds no config.json and thus no model."""
+    if (folder / "adapter_config.json").is_file():
+        return ModelFolderError(
+            f"{name} holds an adapter, expected a model folder: load the adapter with peft, and save what its "
+            "merge_and_unload() returns with chexpert_hf.save_model_folder."
+        )
+    return ModelFolderError(f"{name} holds no config.json; expected a model folder.")
+
+
 def missing_files(folder: Path) -> list[str]:
     """Return the `REQUIRED_FILES` that a folder lacks.
 

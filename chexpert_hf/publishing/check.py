@@ -116,7 +116,7 @@ def _checks(folder: Path) -> dict[str, Callable[[], str]]:
             for name, check in parts.items()
         }
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no config.json; expected a model folder.")
+        raise model_files.no_model(folder, folder)
     checks = {"files": _files, "checksums": _hashes, "code": _code, "card": _card, "graphs": _graphs, "model": _model}
     for runtime, package in PACKAGES.items():
         for precision in _BOUNDS if importlib.util.find_spec(package) else ():
