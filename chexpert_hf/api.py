@@ -29,7 +29,6 @@ from chexpert_hf.evaluation.calibration.calibration import Method, OperatingRule
 from chexpert_hf.evaluation.localization.ground_truth import find_ground_truth
 from chexpert_hf.evaluation.localization.localize import LocalizationResult, localize_dataset
 from chexpert_hf.evaluation.metrics import Evaluation
-from chexpert_hf.evaluation.patients import PATIENT_FILES
 from chexpert_hf.evaluation.report.report import write_report
 from chexpert_hf.evaluation.report.reporting import (
     assess_dataset,
@@ -203,8 +202,8 @@ def save_model_folder(
         licence: Sentences on the use of the weights.
         source: Where the weights come from, as a phrase for the card.
         keep_records: Whether to keep the config's calibration, operating points and evaluation of maps, and the
-            folder's lists of patients that a model was trained or calibrated on. Pass True only if they are of these
-            weights. False resets them, and thus changes `model.config`.
+            folder's lists of patients that a model was trained, chosen or calibrated on. Pass True only if they are of
+            these weights. False resets them, and thus changes `model.config`.
 
     Raises:
         InputError: If the model is not in float32, or has a LoRA adapter that is not merged.
@@ -223,12 +222,9 @@ def save_model_folder(
             "wrong; if they are of these weights, pass keep_records=True.",
             stacklevel=2,
         )
-    if not keep_records:
-        for name in PATIENT_FILES:
-            (Path(folder) / name).unlink(missing_ok=True)
     conversion = "none; no metrics were recorded with it"
     origin = ImportedFrom(source=source, data=data, licence=licence, conversion=conversion)
-    save_imported_folder(Path(folder), model, processor, origin)
+    save_imported_folder(Path(folder), model, processor, origin, keep_patients=keep_records)
 
 
 def _classifier(model: Model) -> CheXpertClassifier:

@@ -23,7 +23,9 @@ from chexpert_hf import (
     save_model_folder,
 )
 from chexpert_hf.errors import InputError
+from chexpert_hf.evaluation.patients import TRAINING_PATIENTS_FILE, overlapping_patients, write_patient_hashes
 from chexpert_hf.evaluation.report.reporting import evaluate_dataset
+from chexpert_hf.models.model_files import differences
 from chexpert_hf.phantoms import write_phantoms
 from chexpert_hf.publishing.check import check_folder
 
@@ -191,6 +193,15 @@ def test_a_folder_that_is_written_again_has_no_results_of_its_earlier_model(fold
     model, processor = (cls.from_pretrained(copied) for cls in (CheXpertForImageClassification, CheXpertImageProcessor))
     save_model_folder(copied, model, processor, data="drawings", licence="As you like.")
     assert {path.name for path in copied.iterdir()} == {path.name for path in folder.iterdir()} | {"gate.safetensors"}
+
+
+def test_a_folder_that_is_written_again_with_its_records_keeps_its_lists_of_patients(folder, tmp_path):
+    copied = shutil.copytree(folder, tmp_path / "copied")
+    write_patient_hashes(copied / TRAINING_PATIENTS_FILE, ["patient00001"])
+    model, processor = (cls.from_pretrained(copied) for cls in (CheXpertForImageClassification, CheXpertImageProcessor))
+    save_model_folder(copied, model, processor, data="drawings", licence="As you like.", keep_records=True)
+    assert overlapping_patients(copied / TRAINING_PATIENTS_FILE, ["patient00001"])
+    assert differences(copied) == []
 
 
 def test_a_folder_is_of_a_model_in_float32_without_adapters(shared_tiny_model, tmp_path):

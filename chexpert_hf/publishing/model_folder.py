@@ -17,6 +17,7 @@ from chexpert_hf.configuration_chexpert import CheXpertConfig
 from chexpert_hf.errors import InputError
 from chexpert_hf.evaluation.assessment import ModelScores, assess
 from chexpert_hf.evaluation.metrics import Evaluation, split_labels
+from chexpert_hf.evaluation.patients import PATIENT_FILES
 from chexpert_hf.evaluation.report.reporting import subgroup_columns
 from chexpert_hf.files import make_readable, write_json, write_text
 from chexpert_hf.folders.score_table import readable
@@ -164,7 +165,7 @@ def save_trained_folder(
     initial = [terms for terms in _initial_terms(recipe["init"]) if terms.licence not in licences]
     terms = with_initial_terms(terms_of(names), initial, public_name(recipe["init"]))
     trained = {"recipe": recipe, "record": record, "best_step": best_step, "model_id": _model_id(folder)}
-    _write(folder, model, processor, state_dict, sources=[*own, *initial], name=name, terms=terms, **trained)
+    _write(folder, model, processor, state_dict, [*own, *initial], [], name=name, terms=terms, **trained)
 
 
 def _initial_terms(init: str) -> list[Terms]:
@@ -187,10 +188,12 @@ def save_imported_folder(
     processor: CheXpertImageProcessor,
     origin: ImportedFrom,
     final: Path | None = None,
+    *,
+    keep_patients: bool = False,
 ) -> None:
     """Write the complete folder of a model that others trained.
 
-    An earlier model's results and recipe in the folder are deleted; other files are kept.
+    An earlier model's results, recipe and lists of patients in the folder are deleted; other files are kept.
 
     Args:
         folder: The folder to write.
@@ -198,9 +201,11 @@ def save_imported_folder(
         processor: Its image processor.
         origin: Where the weights come from, and their terms.
         final: Path that the caller will move `folder` to, shown in the card's examples; None if it is not moved.
+        keep_patients: Whether to keep the lists of patients, since they are of this model.
     """
     name, model_id = readable(folder.resolve().name), _model_id(final or folder)
-    _write(folder, model, processor, None, sources=[origin], name=name, terms=origin, model_id=model_id)
+    stale = [EVALUATION_FILE, RECIPE_FILE, CURVE_FILE, *(() if keep_patients else PATIENT_FILES)]
+    _write(folder, model, processor, None, [origin], stale, name=name, terms=origin, model_id=model_id)
 
 
 def _write(
@@ -209,8 +214,11 @@ def _write(
     processor: CheXpertImageProcessor,
     state_dict: Mapping[str, Any] | None,
     sources: Sequence[Terms],
+    stale: Sequence[str],
+    /,
     **card: Any,
 ) -> None:
+    """Write the folder; `stale` names files of an earlier model that are deleted, `card` holds the card's contents."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CHECKSUMS_FILE).unlink(missing_ok=True)  # an earlier model's checksums
     model.save_pretrained(folder, state_dict=state_dict)
@@ -219,9 +227,8 @@ def _write(
     write_json(folder / REFERENCE_FILE, reference_scores(CheXpertClassifier(model, processor)))
     if "record" in card:
         write_json(folder / EVALUATION_FILE, card["record"])
-    else:  # remove an earlier model's results
-        for name in (EVALUATION_FILE, RECIPE_FILE, CURVE_FILE):
-            (folder / name).unlink(missing_ok=True)
+    for name in stale:
+        (folder / name).unlink(missing_ok=True)
     write_terms(folder, sources)
     card["image_size"] = processor.output_size
     write_text(folder / CARD_FILE, str(render_card(model=model, **card)))
